@@ -1,9 +1,9 @@
-"""Types of arrays with their shapes, for signatures: `Float[Array, "batch h w c"]`.
+"""Array types with shapes, for signatures: `Float[Array, "batch h w c"]`.
 
 `pytest --check_shapes` checks them whenever an annotated function is called, and that a
-name stands for one size in all arguments and results of a call. `Float` is of any
-precision, `Int` is signed, `Integer` of either sign. They need jaxtyping, which comes
-with the extra `[test]`; without it they are the bare types of arrays.
+dimension name has one size in all arguments and results of a call. `Float` is of any
+precision, `Int` is signed, `Integer` signed or unsigned. They need jaxtyping, which
+comes with the extra `[test]`; without it they are plain array types.
 """
 
 try:
@@ -11,7 +11,7 @@ try:
 except ImportError:
 
     class _Bare:
-        """Stands for a kind of array where jaxtyping is not installed."""
+        """Placeholder for an array type if jaxtyping is not installed."""
 
         def __class_getitem__(cls, item):
             return item[0]
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    # Not before it is asked for: the room `data` does not import JAX.
+    # Imported lazily: the package `data` does not import JAX.
     if name == "Array":
         import jax
         import numpy as np

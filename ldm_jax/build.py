@@ -1,7 +1,7 @@
-"""From config sections to modules.
+"""Builds modules from config sections.
 
-With `sections/`, whose functions it hands on, this is the only reader of sections that
-describe models.
+With `sections/`, whose functions it re-exports, this is the only code that reads the
+sections that describe models.
 """
 
 from collections.abc import Mapping
@@ -50,10 +50,10 @@ __all__ = [
 
 
 def make_first_stage(section: Section) -> nn.Module:
-    """Builds the autoencoder that a config section describes; no weights are drawn.
+    """Builds the autoencoder of a config section; initialises no weights.
 
     Args:
-      section: Config section of "kind" (a row of FIRST_STAGES) and its fields.
+      section: Config section with "kind" (a row of FIRST_STAGES) and its fields.
 
     Returns:
       An Autoencoder.
@@ -68,16 +68,17 @@ def make_first_stage(section: Section) -> nn.Module:
 
 
 def with_image_channels(config: ConfigDict) -> ConfigDict:
-    """Has the first stage that a config trains follow the channels of its data.
+    """Sets the image channels of the first stage to train to those of the data.
 
     Args:
       config: ConfigDict of any stage.
 
     Returns:
-      The config, with `first_stage.image_channels` where images are not of three.
+      The config; for a first stage whose `data.channels` is set, with
+      `first_stage.image_channels`.
 
     Raises:
-      ConfigError: If it gives another number.
+      ConfigError: If the config sets another number of channels.
     """
     if config.stage != "autoencoder":
         return config
@@ -101,11 +102,11 @@ def with_image_channels(config: ConfigDict) -> ConfigDict:
 
 
 def make_backbone(section: Section, out_channels: int) -> nn.Module:
-    """Builds the denoiser that a config section describes; no weights are drawn.
+    """Builds the denoiser of a config section; initialises no weights.
 
     Args:
-      section: Config section of "kind" (a row of BACKBONES, "unet" by default) and its
-        fields; with "tiny" set, its toy's fields replace those of the section.
+      section: Config section with "kind" (a row of BACKBONES, "unet" by default) and
+        its fields; with "tiny" set, the fields of the kind's tiny version replace them.
       out_channels: Channels of the latents.
 
     Returns:
@@ -125,13 +126,13 @@ def make_backbone(section: Section, out_channels: int) -> nn.Module:
 def make_model(
     config: ConfigDict, first_stage: nn.Module, num_classes: int | None = None
 ) -> LatentDiffusion:
-    """Builds the modules of a second stage; no weights are drawn.
+    """Builds the modules of a second stage; initialises no weights.
 
     Args:
       config: ConfigDict with `data`, `conditions`, `backbone`, `schedule` and `loss`.
       first_stage: Autoencoder module.
-      num_classes: Number of classes of the data set, for conditions that leave theirs
-        open; None where there are none.
+      num_classes: Number of classes of the data set, for conditions that do not set
+        theirs; None for a data set without classes.
 
     Returns:
       A LatentDiffusion.
@@ -162,7 +163,7 @@ def make_model(
 
 
 def check_model(config: ConfigDict) -> None:
-    """Checks the sections of a second stage, as far as no data and no weights decide.
+    """Checks the sections of a second stage that need neither data nor weights.
 
     Args:
       config: ConfigDict with `conditions`, `backbone`, `schedule`, `loss` and `sample`.
@@ -170,7 +171,7 @@ def check_model(config: ConfigDict) -> None:
     Raises:
       ConfigError: If a section is wrong.
     """
-    # How many channels latents have, the first stage decides.
+    # A placeholder: the number of latent channels is that of the first stage.
     backbone = make_backbone(config.backbone, out_channels=1)
     side, multiple = config.data.image_size, backbone.size_multiple
     if side % multiple:
@@ -203,8 +204,8 @@ def sample_options(
     Args:
       config: ConfigDict with `data` and `sample`.
       model: LatentDiffusion.
-      given: Rows of `sample_options.NAMES` -> values; None is the section's.
-      size: (height, width) of the images in pixels; None is that of training.
+      given: Names in `sample_options.NAMES` -> values; None for that of the section.
+      size: (height, width) of the images in pixels; None for that of training.
 
     Returns:
       SampleOptions.
@@ -217,7 +218,7 @@ def sample_options(
 
 
 def _check_sizes(model, data):
-    """Checks that images, first stage and backbone fit together, on shapes alone."""
+    """Checks that image size, first stage and backbone fit together."""
     image_size = data.image_size
     factor = model.first_stage.downsampling_factor
     multiple = model.backbone.size_multiple
@@ -235,7 +236,7 @@ def _check_sizes(model, data):
 
 
 def make_classifier(config: ConfigDict, num_classes: int | None) -> Classifier:
-    """Builds the classifier of noisy latents; no weights are drawn.
+    """Builds the classifier of noisy latents; initialises no weights.
 
     Args:
       config: ConfigDict with `classifier` and `data`.
@@ -256,13 +257,13 @@ def make_classifier(config: ConfigDict, num_classes: int | None) -> Classifier:
 
 
 def identity_of_config(config: ConfigDict) -> dict[str, Any]:
-    """Says what weights of a stage mean, also where its config leaves that to defaults.
+    """Returns the settings that a stage's weights depend on, defaults included.
 
     Args:
       config: ConfigDict of any stage.
 
     Returns:
-      JSON-like dict by config section, of what shapes do not show.
+      JSON-like dict by config section, of the settings that shapes do not show.
 
     Raises:
       ConfigError: If a section is wrong.

@@ -1,4 +1,4 @@
-"""Accelerators: how fast each is at best, and how much memory it has."""
+"""Accelerators: their peak throughput and memory."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ class Chip(NamedTuple):
     """One accelerator.
 
     Attributes:
-      kinds: How jax names it begins with one of these (`Device.device_kind`).
+      kinds: Prefixes of the name that JAX gives it (`Device.device_kind`).
       tflops: Peak dense bfloat16 TFLOP/s.
-      memory: Bytes of its memory, as much as programs may have.
+      memory: Bytes of memory that programs can use.
     """
 
     kinds: tuple[str, ...]
@@ -21,8 +21,8 @@ class Chip(NamedTuple):
 
 _GIB = 2**30
 
-# By the name of --chip. GPUs give their memory less what the driver keeps (nvidia-smi),
-# TPUs all of it.
+# By the value of --chip. The memory of GPUs is without what the driver reserves
+# (nvidia-smi), that of TPUs is all of it.
 CHIPS = {
     "A100-40": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 39 * _GIB),
     "A100-80": Chip(("NVIDIA A100",), 312, 79 * _GIB),
@@ -33,13 +33,13 @@ CHIPS = {
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197, 16 * _GIB),
     "v5p": Chip(("TPU v5p", "TPU v5"), 459, 95 * _GIB),
     "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918, 32 * _GIB),
-    # For JAX each of its chips is two devices: half of 2,307 TFLOP/s and 192 GiB.
+    # JAX sees each chip as two devices: half of 2,307 TFLOP/s and 192 GiB.
     "v7x": Chip(("TPU7x",), 1153.5, 96 * _GIB),
 }
 
 
 def chip_named(name: str) -> Chip:
-    """Finds a chip by the name that commands take.
+    """Finds a chip by the value of --chip.
 
     Args:
       name: Key of CHIPS, in any case.
@@ -48,7 +48,7 @@ def chip_named(name: str) -> Chip:
       Chip.
 
     Raises:
-      ConfigError: If there is none; the message lists the names.
+      ConfigError: If the name is unknown; the message lists the names.
     """
     known = {key.lower(): chip for key, chip in CHIPS.items()}
     if name.lower() not in known:
@@ -57,13 +57,13 @@ def chip_named(name: str) -> Chip:
 
 
 def chip_of(kind: str) -> Chip | None:
-    """Finds a chip by the name that jax gives a device.
+    """Finds a chip by the name that JAX gives a device.
 
     Args:
       kind: Its `device_kind`.
 
     Returns:
-      Chip, that of the longest name which `kind` begins with; None if none is known.
+      The Chip with the longest prefix of `kind`; None if no chip matches.
     """
     matches = [
         (len(start), chip)

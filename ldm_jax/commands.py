@@ -1,6 +1,7 @@
-"""The installed commands: each loads its room, during which Ctrl-C is one line.
+"""Entry points of the installed commands, each of which imports its package.
 
-Loading takes seconds, so that it begins only once that is arranged.
+Importing takes seconds, so the handler that makes Ctrl-C print one line is installed
+first.
 """
 
 import gc
@@ -9,17 +10,17 @@ import os
 import signal
 from types import FrameType
 
-# What Ctrl-C says.
+# The message on Ctrl-C.
 STOPPED = "stopped by Ctrl-C"
 
 
 def train() -> None:
-    """Runs `ldm-train`, which `train.py` is, too."""
+    """Runs `ldm-train`, the same as `train.py`."""
     _run("training")
 
 
 def sample() -> None:
-    """Runs `ldm-sample`, which `sample.py` is, too."""
+    """Runs `ldm-sample`, the same as `sample.py`."""
     _run("sampling")
 
 
@@ -60,8 +61,8 @@ def plan() -> None:
 
 def _run(room, module="__main__"):
     signal.signal(signal.SIGINT, interrupt)
-    # Nothing of what is loaded is garbage: to look for it takes a fifth of the time to
-    # load, and later again each time that much has been made.
+    # Imported modules are no garbage: collection takes a fifth of the import time, and
+    # would scan them again later.
     gc.disable()
     loaded = importlib.import_module(f"ldm_jax.{room}.{module}")
     gc.freeze()
@@ -70,11 +71,11 @@ def _run(room, module="__main__"):
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C: raises, but ends at once in an import, where C code would print it.
+    """Handles Ctrl-C: raises, but during an import exits, as C code would print it.
 
     Args:
       number: Number of the signal.
-      frame: What it interrupts.
+      frame: Frame that the signal interrupts.
 
     Raises:
       KeyboardInterrupt: Outside of imports.

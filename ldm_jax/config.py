@@ -1,9 +1,9 @@
-"""Reads config sections: builds from them, compares them, stores them as JSON.
+"""Config sections: builds objects from them, compares them, stores them as JSON.
 
 A config is a `ConfigDict` with the sections `data`, `first_stage`, `discriminator`,
 `conditions`, `backbone`, `schedule`, `loss`, `train`, `sample` and `eval`, and the
-plain keys `stage` and `seed`.  Sections are unpacked into constructors in the `make_*`
-functions; below that line nothing sees a config.
+plain keys `stage` and `seed`.  The `make_*` functions unpack sections into
+constructors; the code that they call never sees a config.
 """
 
 import difflib
@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from ldm_jax import ranges
 from ldm_jax.errors import ConfigError
 
-# What sections are given as: from a config, or as plain dicts.
+# A section of a config, or a plain dict.
 Section = ConfigDict | Mapping[str, Any]
 
-# Stage -> section of the network that it trains.
+# Stage -> config section of the network that the stage trains.
 NETWORKS = {
     "autoencoder": "first_stage",
     "diffusion": "backbone",
@@ -36,7 +36,7 @@ def to_dict(section: Section) -> dict[str, Any]:
       section: Nested ConfigDict, or a mapping.
 
     Returns:
-      Nested dict, the caller's own.
+      Nested dict, a copy.
     """
     return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
 
@@ -48,7 +48,7 @@ def entries_of(section: Section | None) -> dict[str, dict[str, Any]]:
       section: Batch key -> {"kind": row of a table, options}; None for no entries.
 
     Returns:
-      The same as plain dicts, without entries of the kind "none", which are off.
+      The same as plain dicts, without entries of the kind "none", which are disabled.
     """
     entries = {key: to_dict(entry) for key, entry in to_dict(section or {}).items()}
     return {key: entry for key, entry in entries.items() if entry.get("kind") != "none"}
@@ -57,20 +57,20 @@ def entries_of(section: Section | None) -> dict[str, dict[str, Any]]:
 def build(
     constructor: Callable[..., Any], section: Section, name: str, **given: Any
 ) -> Any:
-    """Calls `constructor(**section, **given)`, naming a key that it does not take.
+    """Calls `constructor(**section, **given)`; errors name the config key.
 
     Args:
       constructor: Function or module class with named parameters.
       section: Config section; its keys are the constructor's parameters.
-      name: What the section is called, for the message.
-      **given: Arguments the config does not decide.
+      name: Name of the section, for the message.
+      **given: Arguments that do not come from the config.
 
     Returns:
-      What the constructor returns.
+      The result of the constructor.
 
     Raises:
-      ConfigError: On an unknown or a missing key, or a value that it refuses or that
-        is out of its range, see `ranges.check_fields`.
+      ConfigError: On an unknown or missing key, or a value that the constructor rejects
+        or that is out of its range, see `ranges.check_fields`.
     """
     section = _with_dtype(to_dict(section))
     parameters = inspect.signature(constructor).parameters
@@ -83,7 +83,7 @@ def build(
     ranges.check_fields(constructor, section, name)
     try:
         made = constructor(**section, **given)
-        # What it would refuse once it is called, where it can say so now.
+        # Check now what the module would only reject when it is called.
         getattr(made, "check_fields", lambda: None)()
         return made
     except ConfigError:
@@ -95,17 +95,17 @@ def build(
 def build_row(
     row: Callable[..., Any], kind: str, section: Section, name: str, **given: Any
 ) -> Any:
-    """Calls a row of a table of constructors as `build` does.
+    """Calls a row of a table of constructors like `build`; errors name the kind.
 
     Args:
-      row: See `build`.
-      kind: Name of the row, which a key that it does not take is told to be unknown to.
+      row: The constructor, see `build`.
+      kind: Name of the row, for the message about an unknown key.
       section: See `build`; without "kind".
       name: See `build`.
       **given: See `build`.
 
     Returns:
-      What the row returns.
+      The result of the row.
 
     Raises:
       ConfigError: See `build`.
@@ -115,13 +115,13 @@ def build_row(
 
 
 def _keys_of(constructor, given):
-    """Names of the parameters that a config decides."""
+    """Names of the parameters that a config sets."""
     parameters = inspect.signature(constructor).parameters
     return [k for k in parameters if k not in given and k not in ("parent", "name")]
 
 
 def _with_dtype(section):
-    """A section with the usual name of its compute type."""
+    """The section with the canonical name of its compute type."""
     if "dtype" not in section:
         return section
     return section | {"dtype": ranges.dtype_name(section["dtype"])}
@@ -133,22 +133,22 @@ _KEYS = {
     "diffusion": "data first_stage conditions backbone schedule loss train sample",
     "classifier": "data first_stage classifier schedule train",
 }
-# Sections of any stage that a config may leave out, and keys.
+# Sections (of any stage) and keys that a config may omit.
 _OPTIONAL_SECTIONS = ("eval",)
 _OPTIONAL = ("freeze",)
 
 
 def check_values(config: ConfigDict) -> ConfigDict:
-    """Checks a config as far as that needs neither data nor weights nor modules.
+    """Checks what can be checked of a config without data, weights or modules.
 
-    Those are the names of its sections, and the names and values of what the loop
-    reads of them; what modules are made of, they check themselves.
+    That is the names of its sections, and the names and values of the settings that
+    the training loop reads; modules check their own fields.
 
     Args:
       config: ConfigDict of any stage.
 
     Returns:
-      The config with the usual names of compute types.
+      The config with the canonical names of compute types.
 
     Raises:
       ConfigError: If a section or a key is unknown or missing, or a value is out of
@@ -187,7 +187,7 @@ def _check_keys(section, known, name):
 
 
 def _usual_types(section):
-    """Nested dict with the usual names of compute types."""
+    """Nested dict with the canonical names of compute types."""
     return {
         key: _usual_types(value) if isinstance(value, dict) else value
         for key, value in _with_dtype(section).items()
@@ -197,16 +197,16 @@ def _usual_types(section):
 def check_names(
     section: Mapping[str, Any], known: Iterable[str], name: str, of: str = ""
 ) -> None:
-    """Checks that a section holds no key beyond those that are known.
+    """Checks that a section has no unknown keys.
 
     Args:
       section: Mapping with the section's keys.
       known: Keys that it may have.
-      name: What the section is called, for the message.
-      of: What the keys are options of, for the message, where the name says too little.
+      name: Name of the section, for the message.
+      of: Qualifier of the section, for the message, if its name alone is ambiguous.
 
     Raises:
-      ConfigError: On an unknown key, with the one that may be meant.
+      ConfigError: On an unknown key; the message suggests the closest known key.
     """
     for key in section:
         if key not in known:
@@ -215,18 +215,18 @@ def check_names(
 
 
 def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
-    """Looks `kind` up in a table of choices.
+    """Looks up `kind` in a table of choices.
 
     Args:
       table: Name -> row.
-      kind: The name that a config gives.
+      kind: Name of a row, from the config.
       name: Its config key, for the message.
 
     Returns:
       The row.
 
     Raises:
-      ConfigError: If the table has no such row, with the rows that it has.
+      ConfigError: If the table has no such row; the message suggests valid names.
     """
     if not isinstance(kind, str) or kind not in table:
         raise ConfigError(f'{name}="{kind}" is unknown; {suggest(kind, table)}')
@@ -234,14 +234,14 @@ def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
 
 
 def suggest(key: Any, known: Iterable[Any]) -> str:
-    """Says what may have been meant by a key that does not exist.
+    """Returns a hint for an unknown key, for error messages.
 
     Args:
       key: The key.
       known: Keys that exist.
 
     Returns:
-      `did you mean "x"?`, or the list of those that exist.
+      `did you mean "x"?`, or the list of the keys that exist.
     """
     known = list(known)
     meant = near_miss(key, known)
@@ -251,15 +251,15 @@ def suggest(key: Any, known: Iterable[Any]) -> str:
 
 
 def near_miss(key: Any, known: Iterable[Any], likeness: float = 0.6) -> str | None:
-    """Finds what may have been meant by a key that does not exist.
+    """Finds the existing key that is most similar to an unknown one.
 
     Args:
       key: The key.
       known: Keys that exist.
-      likeness: How like it must be at least, 0 to 1.
+      likeness: Minimum similarity, 0 to 1.
 
     Returns:
-      The key that is most like it; None if none is.
+      The most similar key; None if none is similar enough.
     """
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(key), known, n=1, cutoff=likeness)
@@ -267,7 +267,7 @@ def near_miss(key: Any, known: Iterable[Any], likeness: float = 0.6) -> str | No
 
 
 def to_json(config: Section) -> str:
-    """Serialises a config; tuples become lists, as JSON has none.
+    """Serialises a config; tuples become lists, as JSON has no tuples.
 
     Args:
       config: Config or section.
@@ -279,7 +279,7 @@ def to_json(config: Section) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Inverse of `to_json`; lists come back as tuples.
+    """Inverse of `to_json`; lists become tuples.
 
     Args:
       text: JSON.
@@ -299,7 +299,7 @@ def _tuples(value):
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Brings a config of an older version up to date; one of today's stays as it is.
+    """Upgrades a config of an older version; a current one is unchanged.
 
     Up to version 0.1 the section `backbone` was called `unet`, and so was the network
     in paths of parameters; latents had one scaling factor for all channels.
@@ -330,14 +330,14 @@ _SCALAR_STATISTICS = {
 
 
 def upgrade_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Accepts a config that was written for an older version.
+    """Upgrades a config of an older version, with notes on renamed sections.
 
     Args:
       config: ConfigDict.
 
     Returns:
-      (config, notes): ConfigDict with the names of today, and sentences on what it was
-      that has another name now.
+      (config, notes): ConfigDict with the current names, and sentences on what has been
+      renamed.
     """
     found = to_dict(config)
     today = upgrade(found)
@@ -349,7 +349,7 @@ def upgrade_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
 
 
 def _upgrade_paths(train):
-    """The section `train` with the paths of parameters in it renamed."""
+    """The section `train` with its parameter paths renamed."""
     renamed = {
         "freeze": tuple(_today(path) for path in train.get("freeze") or ()),
         "sharding_overrides": tuple(
@@ -360,7 +360,7 @@ def _upgrade_paths(train):
 
 
 def _today(path):
-    """A path of parameters, or a pattern of such, with today's name of the network."""
+    """A parameter path, or a pattern of paths, with the network's current name."""
     return re.sub(r"\bunet(?=$|/)", "backbone", path)
 
 
@@ -372,11 +372,11 @@ def differences(
     Args:
       ours: Config or section.
       theirs: Another.
-      ignore: Dotted keys or sections that do not count.
+      ignore: Dotted keys or sections to ignore.
 
     Returns:
-      List of (dotted key, our value, their value), sorted; a value is None where the
-      key is absent, which says the same as an empty list and a switch that is off.
+      List of (dotted key, our value, their value), sorted; a value is None if the key
+      is absent, which counts as equal to an empty list and to False.
     """
     ours, theirs = (
         _flatten(_tuples(json.loads(to_json(config)))) for config in (ours, theirs)
@@ -385,7 +385,7 @@ def differences(
     for key in sorted(ours.keys() | theirs.keys()):
         if any(key == i or key.startswith(f"{i}.") for i in ignore):
             continue
-        # Configs of before lack keys that came later.
+        # Older configs lack keys that were added later.
         here, there = (config.get(key, ()) for config in (ours, theirs))
         if here is False and there == () or there is False and here == ():
             continue

@@ -1,4 +1,4 @@
-"""What a run says on the console: its lines, a progress bar, and warnings."""
+"""Console output of a run: lines, a progress bar, and warnings."""
 
 import functools
 import sys
@@ -18,7 +18,7 @@ class Console:
           total: Number of steps of the run.
           initial: Number of steps already done.
           active: False on all processes but the first.
-          unit: What is counted.
+          unit: Name of what is counted, for the bar.
         """
         self._active = active
         self._bar = None
@@ -30,16 +30,16 @@ class Console:
             )
 
     def advance(self, count: int = 1) -> None:
-        """Counts steps.
+        """Advances the bar.
 
         Args:
-          count: How many.
+          count: Number of steps.
         """
         if self._bar is not None and self._active:
             self._bar.update(count)
 
     def line(self, text: str) -> None:
-        """Prints one line, above the bar where there is one.
+        """Prints one line, above the bar if there is one.
 
         Args:
           text: The line.
@@ -52,8 +52,8 @@ class Console:
             else:
                 print(text, flush=True)
         except OSError:
-            # A terminal that has gone, or a full disk, ends no training: what is
-            # printed is in metrics.jsonl, too.
+            # A closed terminal or a full disk must not end training: what is printed
+            # is in metrics.jsonl, too.
             self._active = False
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Console:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Warns in the log, unless this process has said the same before.
+    """Logs a warning once per process.
 
     Args:
       text: The warning.

@@ -1,10 +1,10 @@
-"""Random numbers of many axes that compile quickly: jax.random's, to the bit.
+"""Random arrays of many axes that compile quickly, bit-identical to jax.random.
 
-Where JAX lets random numbers be split over devices, as it does by default, it computes
-each from its index along every axis, for which XLA's CPU compiler takes 2 to 4 seconds
-with four axes and 0.6 with two, wherever an array is drawn. The numbers depend on the
-order of the values alone, so arrays are drawn with fewer axes and get their shape
-afterwards. Measured: see benchmarks/RESULTS.md.
+With partitionable random numbers, its default, JAX computes each number from its index
+along every axis. For each array that is drawn, this takes XLA's CPU compiler 2 to 4
+seconds with four axes and 0.6 with two. The numbers depend only on the order of the
+values, so arrays are drawn with fewer axes and reshaped afterwards. Measured: see
+benchmarks/RESULTS.md.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ldm_jax.annotations import Array, Bool, Float, Key
 
 
 def _in_rows(draw):
-    """Has a function of keys and shapes draw rows; the first axis may stay split."""
+    """Makes `draw` sample a matrix and reshape it; axis 0 may stay sharded."""
 
     @functools.wraps(draw)
     def drawn(rng, shape, *rest):
@@ -60,12 +60,12 @@ def gumbel(rng: Key[Array, ""], shape: Sequence[int]) -> Float[Array, "*shape"]:
 def bernoulli(
     rng: Key[Array, ""], shape: Sequence[int], probability: float
 ) -> Bool[Array, "*shape"]:
-    """Draws what is true with a probability.
+    """Draws from a Bernoulli distribution.
 
     Args:
       rng: Typed key.
       shape: Shape of the result.
-      probability: Of each value, in [0, 1].
+      probability: Probability of True, in [0, 1].
 
     Returns:
       bool of that shape.
@@ -74,13 +74,13 @@ def bernoulli(
 
 
 def kernels(init: jax.nn.initializers.Initializer) -> jax.nn.initializers.Initializer:
-    """Has an initialiser draw the kernels of convolutions with one axis for all places.
+    """Wraps an initialiser to draw convolution kernels with one flat spatial axis.
 
-    The axes of channels, over which large kernels are split, stay.
+    The channel axes, over which large kernels are split, are kept.
 
     Args:
-      init: Initialiser for which only the number of places counts, as for those of
-        `jax.nn.initializers`.
+      init: Initialiser that depends only on the number of spatial positions, like those
+        of `jax.nn.initializers`.
 
     Returns:
       Initialiser that gives the same values.

@@ -1,9 +1,9 @@
-"""Errors that a user can mend; the mains turn them into one line, without traceback.
+"""Errors that a user can fix; the mains print them as one line, without traceback.
 
-Each is a built-in kind as well, so that code which calls the package as a library may
-catch what it is used to. The message says what was expected, what came and what to
-change, in one line. `exit_code` is the status with which a command ends;
-docs/reliability.md has the table.
+Most also subclass a built-in exception, so that code that uses the package as a library
+can catch the usual types. The message says what was expected, what came and what to
+change, in one line. `exit_code` is the exit code of the command; docs/reliability.md
+has the table.
 """
 
 import signal
@@ -11,13 +11,13 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """The base of all errors that a user can mend; what the mains catch."""
+    """Base class of all errors that a user can fix, which the mains catch."""
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(UserError, ValueError):
-    """A config, or a flag, that cannot work."""
+    """An invalid config or flag."""
 
     exit_code = 2
 
@@ -27,15 +27,15 @@ class ConversionError(ConfigError):
 
 
 class DataError(UserError, ValueError):
-    """Data that cannot be read while a run goes on."""
+    """Data that cannot be read during a run."""
 
     exit_code = 3
 
 
 class Unreachable(UserError, ConnectionError):
-    """A store of files that does not answer; nothing is said of the files in it.
+    """A file store that does not answer, which does not mean that its files are bad.
 
-    So it is no ValueError, as which damage is counted and left out.
+    So it is not a ValueError: those count as damaged data, which is skipped.
     """
 
     exit_code = 11
@@ -48,61 +48,61 @@ class DecodeError(UserError, ValueError):
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is missing, unreadable or of another model."""
+    """A checkpoint that is missing, unreadable or from another model."""
 
     exit_code = 4
 
 
 class TrainingDiverged(UserError, RuntimeError):
-    """A loss or a gradient is no longer finite; the run has stopped."""
+    """A loss or gradient is no longer finite; the run has stopped."""
 
     exit_code = 5
 
 
 class DiskError(UserError, OSError):
-    """A file that cannot be written: a disk is full, or may not be written to."""
+    """A file that cannot be written: the disk is full or not writable."""
 
     exit_code = 6
 
 
-# What libraries in C++ say where memory is short.
+# In error messages of C++ libraries that run out of memory.
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
 class OutOfMemory(UserError, MemoryError):
-    """More memory was asked for than a device or the host has."""
+    """A device or the host is out of memory."""
 
     exit_code = 7
 
 
 class WorkdirInUse(UserError, RuntimeError):
-    """Another run works in the same folder."""
+    """Another run is using the same folder."""
 
     exit_code = 8
 
 
 class ProcessLost(UserError, RuntimeError):
-    """Another process has gone: one of the job, or one that loads its data."""
+    """Another process of the job, or one that loads its data, has died."""
 
     exit_code = 9
 
 
 class LeftOut(UserError):
-    """A model that was converted without something that its images depend on."""
+    """A model was converted without something that its images depend on."""
 
     exit_code = 10
 
 
 class Stopped(UserError):
-    """A run that was asked to stop, by SIGTERM or Ctrl-C, and has saved: no fault."""
+    """A run was stopped by SIGTERM or Ctrl-C, and has saved: not a failure."""
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
-        """Says where a run stands.
+        """Creates the error.
 
         Args:
           message: What was saved.
           number: Number of the signal.
         """
         super().__init__(message)
-        # As a shell says of a command that a signal ended: 143 or 130.
+        # A shell's exit code of a command that a signal ended: 143 or 130.
         self.exit_code = 128 + number

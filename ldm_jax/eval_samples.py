@@ -1,8 +1,8 @@
-"""Draws the samples that a model is measured by, in training and alone.
+"""Draws samples to evaluate a model, during training and in `ldm-evaluate`.
 
 One compiled program draws a batch over all devices of all processes. Sample k depends
-on the weights, the options, its conditions, the seed and k alone, so neither the size
-of the batches nor the mesh changes more than rounding, and what was cut goes on.
+only on the weights, the options, its conditions, the seed and k, so batch size and mesh
+change no more than rounding, and an interrupted evaluation can be resumed.
 
     draw = make_draw(model, options, mesh, seed)
     for conditions in condition_batches(model, mesh, count, batch_size):
@@ -34,9 +34,9 @@ class Conditions(NamedTuple):
     """The conditions of a batch of samples, global arrays split along axis 0.
 
     Attributes:
-      index: Numbers of the samples, int32 [B].
+      index: Indices of the samples, int32 [B].
       inputs: The conditioner's keys -> [B, ...].
-      mask: Which rows count, bool [B]; the others fill the batch up.
+      mask: Which rows count, bool [B]; the others are padding.
     """
 
     index: Int[Array, " batch"]
@@ -45,7 +45,7 @@ class Conditions(NamedTuple):
 
 
 def _random(num_classes, count, seed):
-    # Each label follows from those before it: a shorter plan is the beginning of this.
+    # Labels are drawn in sequence: a shorter plan is the beginning of this one.
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64)))
     return rng.integers(num_classes, size=count)
 
@@ -55,25 +55,25 @@ def _balanced(num_classes, count, seed):
     return np.arange(count) % num_classes
 
 
-# How labels are chosen: (number of classes, how many, seed) -> [count]. "random" draws
-# each alone, as the paper's class-conditional samples were; "balanced" goes through the
-# classes in turn, as often through each as through any other.
+# How labels are chosen: (number of classes, count, seed) -> [count]. "random" draws
+# each independently, as for the paper's class-conditional samples; "balanced" cycles
+# through the classes, so that all are equally frequent.
 LABEL_MODES = {"random": _random, "balanced": _balanced}
 
 
 def plan_labels(
     mode: str, num_classes: int, count: int, seed: int
 ) -> Int[np.ndarray, " count"]:
-    """Chooses the labels of samples, a function of the arguments alone.
+    """Chooses the labels of samples; they depend only on the arguments.
 
     Args:
       mode: Row of LABEL_MODES.
       num_classes: Number of classes K.
       count: Number of samples.
-      seed: Seed of the random ones, in [0, 2**64).
+      seed: Seed of random labels, in [0, 2**64).
 
     Returns:
-      int32 [count] in [0, K); those of a smaller count are the first of them.
+      int32 [count] in [0, K); a smaller count gives the first of them.
 
     Raises:
       ConfigError: If the mode is unknown.
@@ -83,14 +83,14 @@ def plan_labels(
 
 
 def planned_label(model: LatentDiffusion) -> tuple[str, int] | None:
-    """Finds the condition whose values can be planned.
+    """Returns the class condition of a model whose labels can be chosen freely.
 
     Args:
       model: LatentDiffusion.
 
     Returns:
-      (batch key, number of classes) of a model whose one condition is a class; None if
-      it has other conditions, which examples must give, or none at all.
+      (batch key, number of classes) of a model whose only condition is a class; None if
+      it has other conditions, which must come from examples, or none at all.
     """
     entries = dict(model.conditioner.entries)
     if len(entries) == 1:
@@ -101,13 +101,13 @@ def planned_label(model: LatentDiffusion) -> tuple[str, int] | None:
 
 
 def needs_examples(model: LatentDiffusion) -> bool:
-    """Says whether the conditions of samples must come from examples of data.
+    """Returns whether the conditions of samples must come from examples of data.
 
     Args:
       model: LatentDiffusion.
 
     Returns:
-      Whether they must; not those of a model without conditions, or of classes alone.
+      False for a model without conditions or with only a class condition, else True.
     """
     return bool(model.conditioner.entries) and planned_label(model) is None
 
@@ -126,14 +126,14 @@ def make_draw(
       options: SampleOptions with a size.
       mesh: Mesh over the devices of all processes.
       seed: Seed of the run.
-      pixels: What images are; they are measured as they are shown.
+      pixels: Pixel format of the images; they are evaluated as the RGB images shown.
 
     Returns:
       Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B],
       scale) -> (uint8 [B, H, W, 3], split over the mesh like the batch, and whether
-      each was finite, bool [B], on every device). Every process must call it. The scale
-      takes the place of the guidance scale of the options, so that one program draws
-      with any; None, the default, leaves it.
+      each was finite, bool [B], on every device). Every process must call it. `scale`
+      replaces the guidance scale of the options, so that one program serves all
+      scales; None, the default, keeps it.
     """
 
     def draw(params, frozen, inputs, index, scale=None):
@@ -166,15 +166,15 @@ def condition_batches(
       model: LatentDiffusion.
       mesh: Mesh over the devices of all processes.
       count: Number of samples.
-      batch_size: Global batch size; rounded up to a multiple of the devices. That of
-        `examples`, where they are taken, is their own.
-      label_mode: Row of LABEL_MODES, for a model whose one condition is a class.
+      batch_size: Global batch size; rounded up to a multiple of the number of devices.
+        Batches of `examples` keep their own size.
+      label_mode: Row of LABEL_MODES, for a model whose only condition is a class.
       seed: Seed of random labels.
       examples: Global batches of examples in order, with the conditioner's keys and
-        "mask", as `Data.held_out_batches` gives them; for a model that needs them, see
-        `needs_examples`. Sample k has the conditions of example k; those that cannot
-        be read are left out, with a warning where the others are too few.
-      start: How many samples are there already: these do not count again.
+        "mask", from `Data.held_out_batches`; for a model that needs them, see
+        `needs_examples`. Sample k has the conditions of example k; unreadable examples
+        are skipped, with a warning if too few remain.
+      start: Number of samples that are already drawn, which are not drawn again.
 
     Yields:
       Conditions.
@@ -195,13 +195,13 @@ def _planned(key, labels, mesh, plan):
         index = np.arange(first, first + size, dtype=np.int32)
         inputs = {}
         if key is not None:
-            # What fills the batch up has any label.
+            # The label of padding does not matter.
             inputs = {key: labels[np.minimum(index, count - 1)]}
         yield _put(mesh, index, index < count, inputs)
 
 
 def _taken(keys, mesh, examples, start, count):
-    """Batches of the conditions of examples; what cannot be read is passed over."""
+    """Batches of the conditions of examples; unreadable ones are skipped."""
     position = taken = 0
     for batch in examples:
         real = np.asarray(multihost_utils.process_allgather(batch["mask"], tiled=True))
@@ -214,7 +214,7 @@ def _taken(keys, mesh, examples, start, count):
             yield _put(mesh, index, mask)._replace(inputs=inputs)
         if taken >= count:
             return
-    # As many samples less, no end of hours of work.
+    # Fewer samples are better than an error after hours of work.
     logging.warning(
         "%d samples were asked for, but conditions of %d alone can be read: fewer are "
         "drawn",
@@ -224,7 +224,7 @@ def _taken(keys, mesh, examples, start, count):
 
 
 def _put(mesh, index, mask, inputs=None):
-    """Conditions of host arrays that are the same on every process."""
+    """Conditions from host arrays that are the same on every process."""
     conditions = Conditions(index, inputs or {}, mask)
     split = sharding.batch_sharding(mesh)
     return sharding.put_tree(conditions, jax.tree.map(lambda _: split, conditions))

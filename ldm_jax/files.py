@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and says in one line why one cannot be written."""
+"""Writes files atomically, and explains write errors in one line."""
 
 import contextlib
 import errno
@@ -29,25 +29,25 @@ from ldm_jax.store import (
 
 Path = str | os.PathLike
 
-# What a disk that is full says, or a quota, or a limit on the size of files.
+# Errors of a full disk, a quota, or a limit on the size of files.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def check_outdir(path: Path) -> None:
-    """Finds out, without making anything, whether a folder may be written.
+    """Checks, without creating anything, that a folder can be written to.
 
     Args:
-      path: What `--outdir` gives, which need not be there.
+      path: Value of `--outdir`; the folder need not exist.
 
     Raises:
-      ConfigError: If there is a file in its place, or on the way to it.
-      DiskError: If nothing may be written there.
+      ConfigError: If the path, or a part of it, is a file.
+      DiskError: If the folder is not writable.
     """
     place = as_path(path)
     if is_remote(place):
-        # What may be written there shows at the first file.
+        # Whether a store is writable shows only at the first write.
         if place.is_file():
             raise ConfigError(f"--outdir={path} is an object: give another one")
         return
@@ -55,18 +55,18 @@ def check_outdir(path: Path) -> None:
 
 
 def check_outfile(path: Path, flag: str) -> None:
-    """Finds out, without making anything, whether a file may be written.
+    """Checks, without creating anything, that a file can be written.
 
     Args:
-      path: Where it is to be; it need not be there, nor its folder.
-      flag: Flag that gives it, for the message.
+      path: Path of the file; neither it nor its folder need exist.
+      flag: Flag with this value, for the message.
 
     Raises:
-      ConfigError: If there is something else in its place, or a file on the way to it.
-      DiskError: If nothing may be written there.
+      ConfigError: If the path exists but is not a file, or a part of it is a file.
+      DiskError: If the folder is not writable.
     """
     place = as_path(path)
-    # What may be written to a store shows at the first file.
+    # Whether a store is writable shows only at the first write.
     if is_remote(place):
         return
     if place.exists() and not place.is_file():
@@ -76,8 +76,8 @@ def check_outfile(path: Path, flag: str) -> None:
 
 
 def _check_folder(place, given):
-    """Refuses a folder that cannot be made, or in which nothing may be written."""
-    # What a link leads to need not be there, but the link is in the way.
+    """Raises if a folder cannot be created or is not writable."""
+    # A broken link counts as existing: no folder can be created in its place.
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
@@ -88,13 +88,13 @@ def _check_folder(place, given):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
-    """Gives a file to write, which takes its place once all is written.
+    """Yields a temporary file to write, which replaces `path` at the end.
 
-    So a reader sees the old file or the new one, never a half, and what fails leaves
-    nothing in the way of another attempt.
+    So a reader sees the old file or the new one, never a partial one, and a failure
+    leaves nothing behind that would hinder another attempt.
 
     Args:
-      path: Where the file is to be; missing folders are made.
+      path: Path of the file; missing folders are created.
 
     Yields:
       Path of a temporary file beside it, with the same suffix; for a file in a store,
@@ -110,7 +110,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
             yield temporary
             send(temporary, path)
         return
-    # A name that no other process takes, on this host or another.
+    # A name that no other process uses, on this host or another.
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     with writing(path):
         try:
@@ -124,11 +124,11 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file in one move.
+    """Writes a file atomically.
 
     Args:
-      path: Where to; missing folders are made.
-      data: What it is to hold.
+      path: Path of the file; missing folders are created.
+      data: Its content.
 
     Raises:
       DiskError: If it cannot be written.
@@ -138,11 +138,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, indented, in one move.
+    """Writes a JSON file, indented, atomically.
 
     Args:
-      path: Where to; missing folders are made.
-      value: What it is to hold.
+      path: Path of the file; missing folders are created.
+      value: Its content.
 
     Raises:
       DiskError: If it cannot be written.
@@ -152,16 +152,16 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def drafted(target: Path) -> Iterator[pathlib.Path]:
-    """Gives a place to write to, whose files move to the target at the end.
+    """Yields a path in a draft folder, whose files move to the target at the end.
 
-    What is written lies in a folder beside the target, on the same disk; it goes away
-    if something fails, so that the same command can be tried again.
+    The draft folder is beside the target, on the same disk; it is removed if something
+    fails, so that the same command can be run again.
 
     Args:
-      target: File or folder that is to be; other files may be written beside it.
+      target: File or folder to write; other files may be written beside it.
 
     Yields:
-      Path of the same name, in the folder of the draft.
+      Path of the same name, in the draft folder.
 
     Raises:
       DiskError: If it cannot be written.
@@ -175,7 +175,7 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
     with writing(target), _alone(folder, target):
         try:
             yield folder / target.name
-            # The target last: where it is, all of it is.
+            # The target last: if it exists, everything is complete.
             paths = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
             for path in paths:
                 os.replace(path, target.parent / path.name)
@@ -185,11 +185,11 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _sent(target):
-    """Gives a place on the local disk, all of which is sent to a store at the end."""
+    """Yields a path on the local disk, where all files are uploaded at the end."""
     with writing(target), tempfile.TemporaryDirectory(prefix="ldm_jax") as name:
         folder = pathlib.Path(name)
         yield folder / target.name
-        # In a folder what stands highest comes last, as the mark of a checkpoint does.
+        # Within a folder the top-level files go last, such as a checkpoint's marker.
         found = [path.relative_to(folder) for path in files_below(folder)]
         inside = lambda path: path.parts[0] == target.name  # noqa: E731
         for path in sorted(found, key=lambda path: (inside(path), -len(path.parts))):
@@ -198,11 +198,11 @@ def _sent(target):
 
 @contextlib.contextmanager
 def _alone(folder, target):
-    """Makes an empty folder that no other command writes to meanwhile."""
+    """Makes an empty folder, locked against other commands meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # The lock ends with its process, however that ends.
+        # The lock is released when its process ends, however it ends.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
@@ -222,17 +222,17 @@ def _alone(folder, target):
 def writing(
     place: Path, kept: str = "what was written before is whole"
 ) -> Iterator[None]:
-    """Turns what a disk refuses, in the block, into one line.
+    """Turns write errors within the block into a DiskError of one line.
 
     Args:
       place: File or folder that is written.
-      kept: What is not lost.
+      kept: What is not lost, for the message.
 
     Yields:
       Nothing.
 
     Raises:
-      DiskError: If the system refuses to write.
+      DiskError: If the file system or store refuses to write.
     """
     try:
         yield
@@ -254,13 +254,13 @@ def writing(
 
 
 def disk_errno(error: BaseException) -> int | None:
-    """Finds out whether an error comes from a file system.
+    """Returns the errno of an error that comes from a file system.
 
     Args:
-      error: Any error; libraries in C++ say it in words.
+      error: Any error; of C++ libraries the message is searched.
 
     Returns:
-      The system's number of the error, or None.
+      The errno, or None for other errors.
     """
     if isinstance(error, OSError):
         return error.errno
@@ -272,7 +272,7 @@ def disk_errno(error: BaseException) -> int | None:
 
 
 def _advice(number):
-    """Says what to do about an error of a file system."""
+    """Advice on an error of a file system."""
     if number in _FULL:
         return "make room, and the same command goes on"
     if number in _FORBIDDEN:
@@ -281,16 +281,16 @@ def _advice(number):
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file another name beside it, in place of the file that has it.
+    """Renames a file, replacing the target if it exists.
 
     Args:
       source: Path of the file.
-      target: Its new path, of the same disk or store.
+      target: Its new path, on the same disk or store.
     """
     if is_remote(target):
         system, names = file_system(target), (os.fspath(source), os.fspath(target))
         system.copy(*names)
-        # Where an answer is lost, the library asks again, and it is gone.
+        # If a response is lost, the library retries, and the file is already gone.
         with contextlib.suppress(FileNotFoundError):
             system.rm_file(names[0])
     else:
@@ -298,10 +298,10 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder and all that is in it, as far as that can be done.
+    """Removes a folder and its contents; on a local disk errors are ignored.
 
     Args:
-      folder: Its path; it need not be there.
+      folder: Its path; it need not exist.
     """
     if is_remote(folder):
         remove = lambda path: path.unlink(missing_ok=True)  # noqa: E731
@@ -312,42 +312,41 @@ def remove_folder(folder: Path) -> None:
 
 
 def open_log(path: Path, part: int | None = None) -> "LogFile | StoreLog":
-    """Opens a file that is appended to.
+    """Opens a file for appending.
 
     Args:
-      path: Where it is to be.
-      part: In a store, bytes after which it goes on in another file, see `StoreLog`.
+      path: Path of the file.
+      part: In a store, bytes after which a new file is started, see `StoreLog`.
 
     Returns:
-      A LogFile, or what takes its place in a store.
+      A LogFile; for a store a StoreLog.
     """
     path = as_path(path)
     return StoreLog(path, part) if is_remote(path) else LogFile(path)
 
 
 class LogFile:
-    """A file that is appended to and never raises: a log is not worth a run.
+    """A file to append to that never raises, as a log must not end a run.
 
-    What cannot be written waits for room, so that the file is whole again once there is
-    some.
+    What cannot be written is buffered, and written once there is room again.
 
     Attributes:
-      path: Where it is.
+      path: Path of the file.
       failure: Why the last attempt to write failed, or None.
     """
 
     def __init__(self, path: Path, most: int = 2**24) -> None:
-        """Writes nothing yet.
+        """Creates the log without writing yet.
 
         Args:
-          path: Where it is to be; missing folders are made.
-          most: Bytes that wait at most; what comes beyond is dropped.
+          path: Path of the file; missing folders are created.
+          most: Size of the buffer in bytes; once it is full, new data are dropped.
         """
         self.path, self.failure = pathlib.Path(path), None
         self._pending, self._most = bytearray(), most
 
     def write(self, data: bytes) -> None:
-        """Takes what is to be appended.
+        """Buffers data to append.
 
         Args:
           data: Bytes.
@@ -356,10 +355,10 @@ class LogFile:
             self._pending += data
 
     def flush(self, now: bool = True) -> None:
-        """Appends what waits, as far as there is room.
+        """Appends the buffered data, as far as there is room.
 
         Args:
-          now: Unused: on a disk nothing waits for another time.
+          now: Unused; it only matters in a store.
         """
         del now
         try:
@@ -377,13 +376,13 @@ class LogFile:
 
 
 def most_open_files(most: int) -> int:
-    """Says how many files may be held open for one purpose.
+    """Returns how many files may be held open for one purpose.
 
     Args:
-      most: How many are of use.
+      most: How many are useful.
 
     Returns:
-      So many, or a quarter of what the system allows a process, but 8 at least.
+      `most`, capped at a quarter of the process's limit of open files, but not below 8.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most if soft < 0 else min(most, max(8, soft // 4))

@@ -1,8 +1,8 @@
-"""Counts the arithmetic of a traced program: its matrix products and convolutions.
+"""Counts the FLOPs of a traced program: its matrix products and convolutions.
 
-One multiplication and one addition count as two operations, as in data sheets; what is
-elementwise does not count, nor does a multiplication by a zero that a strided
-convolution's gradient puts between values.  Nothing is compiled.
+One multiplication and one addition count as two operations, as in data sheets;
+elementwise operations do not count, nor do multiplications by the zeros that the
+gradient of a strided convolution inserts.  Nothing is compiled.
 """
 
 import math
@@ -11,16 +11,16 @@ from typing import Any
 
 from jax.extend import core
 
-# Of what each platform does in its own way, this one's is counted.
+# The platform whose branch is counted where a program has one per platform.
 PLATFORM = "cuda"
 
 
 def count_flops(jaxpr: Any) -> float:
-    """Counts what a program does once.
+    """Counts the FLOPs of one execution of a program.
 
     Args:
-      jaxpr: Jaxpr or ClosedJaxpr; loops over a known number of steps count that often,
-        others once, and of branches the costliest counts.
+      jaxpr: Jaxpr or ClosedJaxpr; a loop counts as often as it runs if the number of
+        steps is known, else once; of branches the costliest counts.
 
     Returns:
       Floating-point operations.
@@ -36,13 +36,13 @@ def _of_equation(eqn):
 
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
-    """Lists the programs inside of an equation, as of a call or a loop.
+    """Lists the jaxprs inside of an equation, such as a call or a loop.
 
     Args:
       eqn: Equation of a jaxpr.
 
     Returns:
-      Jaxprs and ClosedJaxprs; where each platform has its own, PLATFORM's alone.
+      Jaxprs and ClosedJaxprs; if there is one per platform, only that of PLATFORM.
     """
     platforms = eqn.params.get("branches_platforms")
     if platforms:
@@ -89,7 +89,7 @@ def _pallas_call(eqn):
 
 
 def _cudnn_attention(products):
-    """Counts an attention of cuDNN, [B, tokens, heads, d], by its matrix products."""
+    """FLOPs of cuDNN's attention, [B, tokens, heads, d], from its matrix products."""
 
     def rule(eqn):
         query, key = (var.aval.shape for var in eqn.invars[:2])
@@ -105,6 +105,6 @@ _RULES: dict[str, Callable[[Any], float]] = {
     "cond": _cond,
     "pallas_call": _pallas_call,
     "dot_product_attention_fwd_wrapper": _cudnn_attention(2),
-    # Those of the gradients of four, and the scores once more.
+    # Four for the gradients, and one to recompute the scores.
     "dot_product_attention_bwd_wrapper": _cudnn_attention(5),
 }

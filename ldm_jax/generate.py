@@ -1,7 +1,7 @@
-"""Draws samples with a latent diffusion model: latents, and images of them.
+"""Draws samples from a latent diffusion model: latents, or the decoded images.
 
-From noise, from an image (image to image, SDEdit: Meng et al. 2022) or around the part
-of one that is kept (inpainting with any model: Song et al. 2021, App. I.2).
+Sampling starts from noise or from an image (image to image, SDEdit: Meng et al. 2022),
+or keeps part of an image (inpainting with any model: Song et al. 2021, App. I.2).
 
     options = SampleOptions("unipc", num_steps=20, size=(256, 256),
                             guidance=GuidanceOptions(scale=4.0))
@@ -53,16 +53,17 @@ __all__ = [
 
 
 class Given(NamedTuple):
-    """Arrays that a sample may start from, keep or keep away from.
+    """Optional arrays that sampling starts from, keeps, or is guided away from.
 
     Attributes:
       known: Images [B, H, W, C] for `sample_images`, clean latents [B, h, w, c] for
         `sample_latents`, to start from (`SampleOptions.strength`) or to keep (`mask`).
       mask: 1 where the latents of `known` are kept, [B or 1, h, w, 1]; see
         `known_latents_mask`.
-      noise: Noise to start from instead of that of the keys, [B, h, w, c]; for example
-        that of `invert_latents`.
-      negative: Dict of inputs that guidance pushes away from, in place of null ones.
+      noise: Initial noise, instead of noise drawn with the keys, [B, h, w, c]; for
+        example that of `invert_latents`.
+      negative: Dict of inputs that guidance pushes away from, in place of the null
+        inputs.
     """
 
     known: Any = None
@@ -80,9 +81,9 @@ def sample_latents(
     given: Given = Given(),
     gradient_guidance: GradientGuidance | None = None,
 ) -> Float[Array, "batch height width channels"]:
-    """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
+    """Draws latents: from noise, from given latents (img2img), or by inpainting.
 
-    Sample k depends on its own inputs and rngs[k] alone. Wrap it in `sharding.jit`;
+    Sample k depends only on its own inputs and rngs[k]. Wrap this in `sharding.jit`;
     model and options are static.
 
     Args:
@@ -92,15 +93,15 @@ def sample_latents(
         `model.conditioner.check`, then see `encode_inputs`.
       rngs: Typed keys [B], one per sample.
       options: How to sample.
-      given: Latents, mask, noise and negative inputs, as far as they are given.
-      gradient_guidance: Maps the denoiser, after classifier-free guidance, to another;
-        see `diffusion.gradient_guidance`.
+      given: Optional latents, mask, noise and negative inputs.
+      gradient_guidance: Wraps the denoiser, after classifier-free guidance; see
+        `diffusion.gradient_guidance`.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
 
     Raises:
-      ValueError: If options do not go together, or not with the model.
+      ValueError: If options are incompatible with each other or with the model.
     """
     known, strength = given.known, options.strength
     if known is None and (given.mask is not None or strength not in (None, 1.0)):
@@ -152,7 +153,7 @@ def sample_latents(
 def _make_sampler(model, options):
     if not isinstance(options.sampler, str):
         return options.sampler
-    # The variance of the steps is that of the training loss's bound.
+    # The steps have the variance that the ELBO term of the training loss assumes.
     known = {"v_posterior": model.objective.v_posterior}
     taken = samplers.options_of(options.sampler)
     more = {key: value for key, value in known.items() if key in taken}
@@ -170,7 +171,7 @@ def _make_points(model, options):
 
 
 def _latent_shape(model, options, known):
-    """Shape of one sample's latents: by the size, or as known ones have it."""
+    """Shape of one sample's latents: from `options.size`, or that of known latents."""
     if options.size is not None:
         return shape_of_latents(model, options.size)
     if known is None:
@@ -191,21 +192,21 @@ def _tile_in_latents(model, tile):
 def split_rngs(
     rngs: Key[Array, " batch"],
 ) -> tuple[Key[Array, " batch"], Key[Array, " batch"]]:
-    """Splits the keys of samples in two: for the first noise, and for all later one.
+    """Splits the keys of samples in two: for the initial noise and for the steps.
 
     Args:
       rngs: Typed keys [B].
 
     Returns:
-      (keys of the first noise, keys of the steps), each [B].
+      (keys of the initial noise, keys of the noise added in the steps), each [B].
     """
     first, later = jax.vmap(jax.random.split, out_axes=1)(rngs)
     return first, later
 
 
 def _first_step(strength, steps):
-    """Index of the first of `steps` that runs; `steps` if none does."""
-    # Rounding must not take the last of 0.29 * 100 steps away.
+    """Index of the first step to run; `steps` if none runs."""
+    # Without the tolerance, rounding would make 28 steps of 0.29 * 100.
     running = int(strength * steps + 1e-6)
     if 0 <= strength <= 1 and (running or not strength):
         return steps - running
@@ -225,7 +226,7 @@ def sample_images(
     given: Given = Given(),
     gradient_guidance: GradientGuidance | None = None,
 ) -> Float[Array, "batch height width channels"]:
-    """Draws images: from noise alone, or from images by `strength` and `mask`.
+    """Draws images: from noise, or from given images with `strength` and `mask`.
 
     Args:
       model: LatentDiffusion.
@@ -233,9 +234,9 @@ def sample_images(
       frozen: Weights and scaling factor of the first stage.
       inputs: Dict with the conditioner's keys, arrays [B, ...], before `encode_inputs`.
       rngs: Typed keys [B], one per sample.
-      options: How to sample; `size` at least, where no images are given.
-      given: Images, mask, noise and negative inputs, as far as they are given; negative
-        inputs before `encode_inputs`, as `inputs`.
+      options: How to sample; `size` must be set if no images are given.
+      given: Optional images, mask, noise and negative inputs; the negative inputs
+        before `encode_inputs`, like `inputs`.
       gradient_guidance: See `sample_latents`.
 
     Returns:
@@ -260,11 +261,11 @@ def sample_latents_of_images(
     given: Given = Given(),
     gradient_guidance: GradientGuidance | None = None,
 ) -> Float[Array, "batch height width channels"]:
-    """Draws what `sample_images` decodes.
+    """Draws the latents that `sample_images` decodes.
 
     Args:
       model: LatentDiffusion.
-      params: See `sample_images`, as all that follow.
+      params: See `sample_images`, also for the arguments below.
       frozen: Weights and scaling factor of the first stage.
       inputs: Dict with the conditioner's keys, arrays [B, ...], before `encode_inputs`.
       rngs: Typed keys [B].
@@ -292,7 +293,7 @@ def sample_latents_of_images(
 
 
 class Codec(NamedTuple):
-    """The first stage with its weights.
+    """The first stage's encode and decode with its weights bound.
 
     Attributes:
       encode: Images [B, H, W, C] -> latents [B, h, w, c] of unit variance.
@@ -306,19 +307,19 @@ class Codec(NamedTuple):
 def make_codec(
     model: LatentDiffusion, frozen: Mapping[str, Any], tile: int | None = None
 ) -> Codec:
-    """Makes a Codec.
+    """Makes the Codec of a model's first stage.
 
     Args:
       model: LatentDiffusion.
       frozen: Weights and scaling factor of the first stage.
-      tile: Side of the tiles, in pixels, in which it works to save memory
-        (`tiling.tile_first_stage`); None for the whole at once.
+      tile: Side in pixels of the tiles in which to encode and decode, to save memory
+        (`tiling.tile_first_stage`); None for the whole image at once.
 
     Returns:
       A Codec.
 
     Raises:
-      ValueError: If the first stage does not take such tiles.
+      ValueError: If the first stage cannot work in tiles of this size.
     """
     ways = [functools.partial(way, model, frozen) for way in (encode, decode)]
     if tile is not None:
@@ -344,20 +345,22 @@ def make_denoiser(
       model: LatentDiffusion.
       params: Trained weights.
       conditionings: Conditionings of the batch, from the one with the fewest conditions
-        to the whole one; a list of the whole one alone for no guidance.
-      scales: Classifier-free guidance scale of each step between them.
+        to the full one; a list of only the full one for no guidance.
+      scales: Classifier-free guidance scale of each step from one conditioning to the
+        next.
       interval: Lowest and highest timestep that is guided; None for all.
       rescale: See `guidance.guide`.
-      gradient_guidance: Maps the denoiser, after classifier-free guidance, to another;
-        see `diffusion.gradient_guidance`.
-      tile: Side of the tiles in which the backbone evaluates larger latents, in
-        latents, see `tiling.tile_backbone`; None for the whole at once.
+      gradient_guidance: Wraps the denoiser, after classifier-free guidance; see
+        `diffusion.gradient_guidance`.
+      tile: Side, in latents, of the tiles in which the backbone evaluates larger
+        latents, see `tiling.tile_backbone`; None for all at once.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
     if gradient_guidance is None and getattr(model.backbone, "remat", False):
-        # Only gradients need it, and nothing leaves a sampler's loop through it.
+        # Only gradients need remat, and XLA cannot move code out of a sampler's loop
+        # through it.
         model = dataclasses.replace(model, backbone=model.backbone.clone(remat=False))
 
     def backbone(latents, timesteps, *slots):
@@ -392,18 +395,18 @@ def invert_latents(
     options: SampleOptions = SampleOptions(),
     iterations: int = 1,
 ) -> Float[Array, "batch height width channels"]:
-    """Finds the noise from which DDIM draws given latents; see `solve.invert`.
+    """Finds the noise from which DDIM generates given latents; see `solve.invert`.
 
-    Given as `noise` to `sample_latents`, with the same options and no guidance, it
-    leads back to them; with other inputs, to what else these might be.
+    Passed as `noise` to `sample_latents`, with the same options and no guidance, it
+    reproduces the latents; with other inputs, it gives an edited version of them.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights, usually the EMA's.
-      inputs: As for `sample_latents`; what describes `known`.
+      inputs: As for `sample_latents`; the conditions that describe `known`.
       known: Clean latents, [B, h, w, c].
-      options: Its grid of noise levels and its tile are used.
-      iterations: Evaluations of the network in each step; more find it more exactly.
+      options: Only its grid of noise levels and its tile are used.
+      iterations: Evaluations of the network in each step; more are more accurate.
 
     Returns:
       Noise of about unit variance, float32 [B, h, w, c].
@@ -423,10 +426,10 @@ def invert_latents(
 def known_latents_mask(
     mask: Bool[Array, "batch height width 1"], factor: int
 ) -> Float[Array, "batch latent_height latent_width 1"]:
-    """Finds the latents of which every pixel is known.
+    """Returns a mask of the latents whose pixels are all known.
 
     Args:
-      mask: bool [B, H, W, 1], true where the image is to be filled.
+      mask: bool [B, H, W, 1], true where the image is to be inpainted.
       factor: Downsampling factor f of the first stage.
 
     Returns:
@@ -442,17 +445,17 @@ def slerp(
     last: Float[Array, " batch *shape"],
     fraction: Num[Array, " batch"],
 ) -> Float[Array, " batch *shape"]:
-    """Interpolates noise along the great circle, which keeps its variance.
+    """Interpolates noise along the great circle (slerp), which keeps its variance.
 
     Shoemake 1985; for diffusion Song et al. 2021 (DDIM), Eq. 67.
 
     Args:
-      first: [B, ...].
-      last: [B, ...].
-      fraction: How far along it is, [B]; 0 gives `first`, 1 gives `last`.
+      first: Noise [B, ...].
+      last: Noise [B, ...].
+      fraction: Position between them, [B]; 0 gives `first`, 1 gives `last`.
 
     Returns:
-      [B, ...].
+      Noise [B, ...].
     """
     axes = tuple(range(1, first.ndim))
     fraction = fraction.reshape(-1, *[1] * len(axes))
@@ -464,7 +467,7 @@ def slerp(
     cosine = jnp.clip(product / (length(first) * length(last)), -1.0, 1.0)
     angle = jnp.arccos(cosine)
     sine = jnp.sin(angle)
-    # Almost parallel ones are mixed along the line.
+    # Almost parallel vectors are interpolated linearly.
     small = sine < 1e-4
     safe = jnp.where(small, 1.0, sine)
     ahead = jnp.where(small, fraction, jnp.sin(fraction * angle) / safe)

@@ -1,4 +1,4 @@
-"""A classifier of noisy latents, which guides a denoiser: the model and its loss.
+"""A classifier of noisy latents for classifier guidance: the model and its loss.
 
 Dhariwal & Nichol 2021, Sec. 4.2, on latents of a frozen first stage as in Rombach et
 al. 2022, Table 3 (LDM-8-G). The twin of `latent_diffusion.py`.
@@ -20,7 +20,7 @@ from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise
 
 @dataclasses.dataclass(frozen=True)
 class LatentClassifier:
-    """What the stage is made of.
+    """The parts of a latent classifier.
 
     Attributes:
       classifier: Network, (latents, timesteps, *, train) -> logits.
@@ -43,20 +43,20 @@ def loss(
     train: bool = True,
     weights: Float[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy of the classes of latents at random noise levels.
+    """Computes the cross-entropy of the classes of latents at random noise levels.
 
     Args:
       model: LatentClassifier.
       params: {"classifier": weights}.
       frozen: Weights and scaling factor of the first stage.
-      batch: Dict of what `latent_diffusion.latents_of` takes and "label".
-      rng: Typed key; all randomness of the step follows from it.
+      batch: Dict with the keys of `latent_diffusion.latents_of` and "label".
+      rng: Typed key; all randomness of the step derives from it.
       train: Whether dropout is on.
-      weights: Weight of each example, [B]; None for equal ones.
+      weights: Weight of each example, [B]; None for equal weights.
 
     Returns:
-      (loss, metrics): float32 scalar, and a dict with it and "accuracy", the fraction
-      of examples whose class is the likeliest; both over all noise levels.
+      (loss, metrics): float32 scalar, and a dict with "loss" and "accuracy", the
+      fraction of examples classified correctly; both over all noise levels.
     """
     keys = ("posterior", "timesteps", "noise", "dropout")
     rngs = dict(zip(keys, jax.random.split(rng, len(keys)), strict=True))

@@ -6,13 +6,13 @@
                                                                 |
     images <--decode-- latents <--sample, many backbone steps-- noise
 
-Everything is a pure function of arrays and of a `LatentDiffusion`, which says what the
-parts are and holds no weights. `params` are trained in the second stage: {"backbone",
+Everything is a pure function of arrays and of a `LatentDiffusion`, which describes the
+parts and holds no weights. `params` are trained in the second stage: {"backbone",
 "conditioner"} and, if learned, {"logvar"}. `frozen` comes from the first stage:
 {"first_stage", "statistics"}, its weights and the `LatentStatistics` of its latents.
-Latents outside of the first stage have zero mean and unit variance, or unit variance
-alone where the statistics are one scaling factor as in the paper: `encode` applies the
-statistics, `decode` undoes them, nothing else knows of them. `generate.py` draws from
+Latents outside of the first stage have zero mean and unit variance, or only unit
+variance if the statistics are one scaling factor as in the paper: `encode` applies the
+statistics, `decode` undoes them, no other code uses them. `generate.py` samples from
 the model.
 """
 
@@ -37,19 +37,20 @@ from ldm_jax.models.posteriors import StoredPosterior
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
-    """What a latent diffusion model is made of.
+    """The parts of a latent diffusion model.
 
     Attributes:
       backbone: Denoiser network, see `models.backbones`; `apply_backbone` applies it.
-      conditioner: Fills the three slots from a batch; see `make_conditioner`.
+      conditioner: Fills the three conditioning slots from a batch; see
+        `make_conditioner`.
       schedule: Noise levels.
       first_stage: Autoencoder with `encode`, `decode`, `downsampling_factor` and
         `latent_channels`.
-      objective: What the backbone is trained to predict, at which noise levels, with
-        which weights.
+      objective: What the backbone is trained to predict, and the distribution and the
+        loss weights of the noise levels.
 
     Raises:
-      ValueError: If the objective does not go with the schedule.
+      ValueError: If the prediction type does not work with the schedule.
     """
 
     backbone: nn.Module
@@ -63,7 +64,7 @@ class LatentDiffusion:
 
 
 def shape_of_latents(model: Any, image_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Shape of one sample's latents.
+    """Returns the shape of one sample's latents.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
@@ -73,7 +74,7 @@ def shape_of_latents(model: Any, image_size: tuple[int, int]) -> tuple[int, int,
       (h, w, c).
 
     Raises:
-      ValueError: If the first stage cannot reduce that size evenly.
+      ValueError: If the size is not divisible by the downsampling factor.
     """
     factor = model.first_stage.downsampling_factor
     if any(size % factor for size in image_size):
@@ -86,7 +87,7 @@ def shape_of_latents(model: Any, image_size: tuple[int, int]) -> tuple[int, int,
 
 
 def latent_shape_in(model: Any, batch: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Shape of the latents that a batch is about.
+    """Returns the shape of one sample's latents in a batch.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
@@ -96,7 +97,7 @@ def latent_shape_in(model: Any, batch: Mapping[str, Any]) -> tuple[int, int, int
       (h, w, c).
 
     Raises:
-      ValueError: If the first stage cannot reduce the images evenly.
+      ValueError: If the image size is not divisible by the downsampling factor.
     """
     if MEAN in batch:
         return tuple(batch[MEAN].shape[1:])
@@ -106,16 +107,16 @@ def latent_shape_in(model: Any, batch: Mapping[str, Any]) -> tuple[int, int, int
 def init(
     model: LatentDiffusion, rng: Key[Array, ""] | None, batch: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Draws the parameters that the second stage trains.
+    """Initialises the parameters that the second stage trains.
 
     Args:
       model: LatentDiffusion.
-      rng: Typed key; None draws nothing.
+      rng: Typed key; None to compute only shapes and types.
       batch: Dict with "image" [B, H, W, C], or the moments of latents, and the
         conditioner's keys; only shapes and types matter.
 
     Returns:
-      params; of ShapeDtypeStructs without `rng`.
+      params; without `rng`, a tree of ShapeDtypeStructs.
     """
     rngs = (None, None) if rng is None else jax.random.split(rng)
 
@@ -187,17 +188,18 @@ def latents_of(
     batch: Mapping[str, Any],
     rng: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch h w c"]:
-    """The latents that a batch is about; nothing else knows images from moments.
+    """Returns a batch's latents, from images or from stored moments.
 
-    Moments are what the first stage said of images that were encoded once: the mean of
-    their posterior and, where it is a Gaussian, its standard deviation. They give the
-    latents that their images would give, with the same key.
+    Only this function distinguishes the two. Moments are the first stage's output for
+    images that were encoded in advance: the mean of the posterior and, if it is a
+    Gaussian, its standard deviation. With the same key they give the same latents as
+    their images.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
       frozen: Weights of the first stage and statistics of its latents.
-      batch: Dict with "image" [B, H, W, C], or with "latent_mean" and, where there is
-        one, "latent_std" [B, h, w, c].
+      batch: Dict with "image" [B, H, W, C], or with "latent_mean" and, for a Gaussian
+        posterior, "latent_std" [B, h, w, c].
       rng: Typed key for a sample of the posterior; None for its mode.
 
     Returns:
@@ -205,7 +207,7 @@ def latents_of(
     """
     if MEAN not in batch:
         return encode(model, frozen, batch["image"], rng)
-    # What is stored may be bfloat16; noise and sums have all digits.
+    # Moments may be stored as bfloat16; sample and normalise in float32.
     stored = [batch[key].astype(jnp.float32) for key in (MEAN, STD) if key in batch]
     return _latents(frozen, StoredPosterior(*stored), rng)
 
@@ -219,16 +221,16 @@ def _latents(frozen, posterior, rng):
 def encode_inputs(
     model: LatentDiffusion, frozen: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Has the first stage encode what conditions the denoiser as latents.
+    """Encodes image conditions of a batch with the first stage.
 
     Args:
       model: LatentDiffusion.
       frozen: Weights of the first stage and statistics of its latents.
-      batch: Dict with the conditioner's keys, as the data or a user gives them.
+      batch: Dict with the conditioner's keys, from the data or a user.
 
     Returns:
-      Dict like `batch`, for `condition` and the conditioner's `null_inputs`; encode it
-      once. Images become the mode of their latents.
+      Dict like `batch`, for `condition` and the conditioner's `null_inputs`; do not
+      encode it again. Images are replaced by the mode of their latents.
     """
     encoded = model.conditioner.encode(
         batch, lambda images: encode(model, frozen, images)
@@ -239,12 +241,12 @@ def encode_inputs(
 def with_null_states(
     inputs: Mapping[str, Any], frozen: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Puts the states of the empty caption beside stored states of captions.
+    """Pairs stored text-encoder states with those of the empty caption.
 
     Args:
-      inputs: Dict with the conditioner's keys, as its `encode` gives them.
-      frozen: Weights of the first stage and statistics of its latents; where states
-        are stored "null_states", batch key -> [L, D].
+      inputs: Dict with the conditioner's keys, from its `encode`.
+      frozen: Weights of the first stage and statistics of its latents; for data with
+        stored states also "null_states", batch key -> [L, D].
 
     Returns:
       Dict like `inputs`, with `States` under those keys.
@@ -262,21 +264,22 @@ def condition(
     batch: Mapping[str, Any],
     drop: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Conditioning:
-    """Fills the conditioning slots from what `encode_inputs` gives.
+    """Computes the conditioning slots from the output of `encode_inputs`.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights.
       batch: Dict with the conditioner's keys, arrays [B, ...].
-      drop: Batch key -> bool [B], the examples that are without that condition; None
-        for no drop at all.
+      drop: Batch key -> bool [B], true for the examples whose condition is dropped;
+        None to drop nothing.
 
     Returns:
       Conditioning: context [B, L, D], concat [B, h, w, c] and vector [B, E], each None
-      where nothing fills it.
+      if no condition fills it.
 
     Raises:
-      ValueError: If the batch lacks a key, or what shares a slot does not fit.
+      ValueError: If the batch lacks a key, or conditions that share a slot do not fit
+        together.
     """
     variables = {"params": params["conditioner"]}
     return model.conditioner.apply(variables, batch, drop=drop)
@@ -292,23 +295,24 @@ def apply_backbone(
     train: bool = False,
     rngs: Mapping[str, Key[Array, ""]] | None = None,
 ) -> Float[Array, "batch h w c"]:
-    """Applies the denoiser network: the one place where that happens.
+    """Applies the denoiser network; all calls of the backbone go through here.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights.
-      latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+      latents: Noisy latents [B, h, w, c], in the scale of unit-variance latents.
       timesteps: [B]; 0 is the least noisy.
       conditioning: Conditioning of the batch, from `condition`: its three slots.
       train: Whether dropout is on.
-      rngs: {"dropout": typed key} for it; None without.
+      rngs: {"dropout": typed key} for dropout; None without it.
 
     Returns:
-      float32 [B, h, w, c]: noise, x0, v or velocity, as the objective's
-      `prediction_type` says.
+      float32 [B, h, w, c]: noise, x0, v or velocity, by the objective's
+      `prediction_type`.
 
     Raises:
-      ValueError: If the latents or a condition are of a size that it cannot take.
+      ValueError: If the latents or a condition have a size that the backbone does not
+        support.
     """
     variables = {"params": params["backbone"]}
     return model.backbone.apply(
@@ -321,7 +325,7 @@ def named_keys(rng: Key[Array, ""], *names: str) -> dict[str, Key[Array, ""]]:
 
     Args:
       rng: Typed key.
-      *names: Their order and number decide the keys.
+      *names: Names of the keys; their order and number determine the keys.
 
     Returns:
       Name -> typed key, a scalar.
@@ -339,17 +343,17 @@ def loss(
     train: bool = True,
     weights: Num[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The second stage's training loss on a batch (Rombach et al. 2022, Eq. 2 and 3).
+    """Computes the second stage's training loss (Rombach et al. 2022, Eq. 2 and 3).
 
     Args:
       model: LatentDiffusion.
-      params: What is trained.
+      params: Trained weights.
       frozen: Weights of the first stage and statistics of its latents; no gradient
         reaches them.
-      batch: Dict of what `latents_of` takes and the conditioner's keys.
-      rng: Typed key; all randomness of the step follows from it.
-      train: Whether dropout is on, in the backbone and of conditions.
-      weights: Weight of each example, [B]; None for equal ones.
+      batch: Dict with the keys of `latents_of` and those of the conditioner.
+      rng: Typed key; all randomness of the step derives from it.
+      train: Whether dropout is on, both in the backbone and of conditions.
+      weights: Weight of each example, [B]; None for equal weights.
 
     Returns:
       (loss, metrics), see `Objective.loss`; with learned log-variances also their mean,

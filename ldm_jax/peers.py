@@ -1,13 +1,13 @@
-"""The processes of one job: where one fails, the others end with its message.
+"""Failure handling across the processes of a job: if one fails, the others exit, too.
 
 A thread of each process talks to the key-value store of JAX's coordination service,
-which lives in process 0. There each gives signs of life and says how far it has come;
-process 0 looks whether all do. Who fails says why before it ends; the others read that
-while they wait in a collective, print it and end with the same status. Where the
-network is gone, what is asked of the service waits without an end: another thread
-counts for how long it has not answered.
+which runs in process 0. Each process reports heartbeats and its progress there; process
+0 checks that all do. A process that fails reports the reason before it exits; the
+others read it while they wait in a collective, print it and exit with the same exit
+code. If the network is down, calls of the service block forever: a second thread
+measures for how long the service has not answered.
 
-Without a job of several processes, all of this does nothing.
+In a job of one process, all of this does nothing.
 """
 
 import atexit
@@ -27,11 +27,11 @@ from typing import Any
 
 from ldm_jax.errors import ProcessLost
 
-# Seconds between signs of life, and without one until a process counts as lost. A
-# process whose interpreter stands still for longer is taken for lost, too.
+# Seconds between heartbeats, and without one until a process counts as lost. A process
+# whose interpreter is blocked for longer counts as lost, too.
 BEAT, SILENT = 2.0, 20.0
 
-# Seconds for what is being saved, and for the others to read why a process ends.
+# Seconds to finish a running save, and for the others to read why a process exits.
 _SAVE, _READ = 20.0, 5.0
 
 # Milliseconds that processes wait for one that is long at work.
@@ -39,7 +39,7 @@ _DAY = 86_400_000
 
 _FAILED, _ALIVE, _SEEN = "ldm_jax/failed", "ldm_jax/alive/", "ldm_jax/seen/"
 
-# What errors say that come of the end of another process.
+# In messages of errors that another process's exit causes.
 _LOST = re.compile(
     r"gloo|nccl|UNAVAILABLE|connection (closed|reset|refused)|socket closed"
     r"|heartbeat|unhealthy|DEADLINE_EXCEEDED|barrier timed out",
@@ -48,7 +48,7 @@ _LOST = re.compile(
 
 
 class Peers:
-    """What one process knows of the others of its job."""
+    """Watches the other processes of a job, from within one of them."""
 
     def __init__(
         self,
@@ -58,23 +58,24 @@ class Peers:
         hang_timeout: float = 0.0,
         leave: Callable[[int], Any] = os._exit,
     ) -> None:
-        """Begins to watch.
+        """Starts watching.
 
         Args:
           client: The coordination service's client.
           index: Index of this process.
           count: Number of processes.
-          hang_timeout: Seconds without any progress after which the job is given up,
-            from the start to the end; 0 for never.
-          leave: Function of a status that ends this process.
+          hang_timeout: Seconds without progress of any process after which the job is
+            aborted, from start to end; 0 for never.
+          leave: Function of an exit code that ends this process.
         """
         self._client, self._index, self._count = client, index, count
         self._hang_timeout, self._leave = hang_timeout, leave
         self._step, self._moves, self._beats, self._meetings = None, 0, 0, 0
         self._saving: Callable[[], None] | None = None
-        # The status with which this process is about to end.
+        # The exit code with which this process is about to exit.
         self._status: int | None = None
-        # By process: the last sign of life and when it came; the same of progress.
+        # By process: the last heartbeat and its time; then the last progress and its
+        # time.
         self._signs, self._progress = {}, (None, time.monotonic())
         self._answers, self._ended = 0, threading.Event()
         self._ending = threading.Lock()
@@ -86,17 +87,17 @@ class Peers:
             thread.start()
 
     def progress(self, step: int | None) -> None:
-        """Notes that this process goes on.
+        """Records that this process makes progress.
 
         Args:
-          step: Number of steps done, or None if that is as it was.
+          step: Number of steps done, or None if it is unchanged.
         """
         self._step = self._step if step is None else step
         self._moves += 1
 
     @contextlib.contextmanager
     def saving(self, wait: Callable[[], None]) -> Iterator[None]:
-        """Lets what is being saved come to its end before this process ends for others.
+        """Lets a running save finish before this process exits for another's failure.
 
         Args:
           wait: Function that blocks until it is saved.
@@ -116,12 +117,12 @@ class Peers:
         self._client.wait_at_barrier(f"ldm_jax/met/{self._meetings}", _DAY)
 
     def await_cause(self, text: str) -> None:
-        """Waits where an error may come of the end of another process.
+        """Waits for the cause if an error may be due to another process's exit.
 
-        If that is the cause it is known soon, and ends this process.
+        If it is, the cause arrives soon and ends this process.
 
         Args:
-          text: What went wrong here.
+          text: The error in this process.
         """
         if _LOST.search(text):
             self._ended.wait(SILENT + 3 * BEAT)
@@ -130,13 +131,13 @@ class Peers:
                 thread.join()
 
     def fail(self, text: str, status: int) -> None:
-        """Reports to the other processes why this one ends, and ends it.
+        """Reports to the other processes why this one fails, and exits.
 
         Args:
           text: What went wrong, in one line.
-          status: Exit status, for all of them.
+          status: Exit code, for all of them.
         """
-        # Before it is said, or the thread would hear it, too.
+        # Before the report, or this process's own thread would react to it, too.
         self._ended.set()
         self._status = status
         _within(_READ, self._report, self._index, text, status)
@@ -144,7 +145,7 @@ class Peers:
         self._leave(status)
 
     def abort(self) -> None:
-        """Ends this process where JAX aborts it, as it does if process 0 has gone."""
+        """Exits when JAX aborts this process, as it does if process 0 is gone."""
         if self._status is None:
             _say(
                 "error: JAX has ended this process (see above), as a rule because "
@@ -155,16 +156,16 @@ class Peers:
         self._leave(self._status)
 
     def finish(self) -> None:
-        """Waits for the others to be done, too, then stops to watch."""
-        # A process that waits may be told that another has failed.
+        """Waits until all processes are done, then stops watching."""
+        # The wait may be interrupted by the failure of another process.
         with contextlib.suppress(Exception):
             self._client.wait_at_barrier("ldm_jax/end", _DAY)
         self.stop()
 
     def stop(self) -> None:
-        """Stops to watch; a thread must not outlive the interpreter."""
+        """Stops watching; a thread must not outlive the interpreter."""
         self._ended.set()
-        # Wakes up the threads, of all processes: nothing fails any more.
+        # Wakes up the threads of all processes: from now on nothing can fail.
         _within(_READ, self._set, _FAILED, None)
         for thread in self._threads:
             thread.join(2 * BEAT)
@@ -176,14 +177,14 @@ class Peers:
                 if self._index == 0:
                     self._judge()
                 found = self._client.blocking_key_value_get(_FAILED, int(BEAT * 1000))
-            except Exception as error:  # JAX raises one kind for all that may be.
-                # That nothing has failed yet is what it says after waiting.
+            except Exception as error:  # JAX raises one type for all errors.
+                # DEADLINE_EXCEEDED means that no process has failed yet.
                 if "DEADLINE_EXCEEDED" not in str(error):
                     self._ended.wait(BEAT)
                 continue
             failure = json.loads(found)
             if failure is None:
-                # All are through; that nothing is heard of process 0 is no fault now.
+                # All are done; that process 0 no longer answers is not an error now.
                 self._ended.set()
                 return
             self._end_for(failure)
@@ -198,10 +199,11 @@ class Peers:
         self._client.key_value_set(key, json.dumps(value), allow_overwrite)
 
     def _watch_service(self):
-        """Ends this process where process 0 or the way to it is gone."""
+        """Exits if process 0, or the connection to it, is gone."""
         seen, silent = self._answers, 0.0
         while not self._ended.wait(BEAT):
-            # Where this process itself stood still, the time of that does not count.
+            # Counts its own waits, so time in which this process was blocked does not
+            # count.
             silent = silent + BEAT if self._answers == seen else 0.0
             seen = self._answers
             if silent > SILENT:
@@ -215,7 +217,7 @@ class Peers:
                 )
 
     def _judge(self):
-        """Process 0 looks who gives no sign of life, and whether anyone goes on."""
+        """In process 0: looks for missing heartbeats, and for a job that hangs."""
         now = time.monotonic()
         for key, value in self._client.key_value_dir_get(_ALIVE):
             index, sign = int(key.rpartition("/")[2]), json.loads(value)
@@ -248,14 +250,14 @@ class Peers:
         self._report(None, text, ProcessLost.exit_code)
 
     def _report(self, index, text, status, host=None):
-        """Says which process fails, or None; the first one to be said counts."""
+        """Reports which process failed, or None; only the first report counts."""
         host = socket.gethostname() if host is None else host
         failure = {"process": index, "host": host, "text": text, "status": status}
         with contextlib.suppress(Exception):
             self._set(_FAILED, failure)
 
     def _end_for(self, failure):
-        """Ends this process, as another has failed; the first cause is the one said."""
+        """Exits because another process failed; only the first failure is printed."""
         with self._ending:
             if self._ended.is_set():
                 return
@@ -266,7 +268,7 @@ class Peers:
         if failure["process"] is None:
             who = ""
         _say(f"error: {who}{failure['text']}")
-        # Without process 0 no checkpoint becomes whole, and the service goes with it.
+        # Without process 0 no checkpoint can be completed, and the service is gone.
         if self._saving is not None and failure["process"] != 0:
             _within(_SAVE, self._saving)
         _within(_READ, self._set, f"{_SEEN}{self._index}", True, True)
@@ -274,7 +276,7 @@ class Peers:
         self._leave(failure["status"])
 
     def _let_others_read(self, failed):
-        """Process 0 holds what is to be read: it leaves last."""
+        """Process 0 exits last, as it holds the message that the others read."""
         others = set(range(1, self._count)) - {failed}
         end = time.monotonic() + _READ
         while self._index == 0 and others and time.monotonic() < end:
@@ -285,7 +287,7 @@ class Peers:
 
 
 def _within(seconds, function, *arguments):
-    """Calls a function that may fail; one that takes longer is left behind."""
+    """Calls a function, ignoring errors; returns after `seconds` even if it runs on."""
 
     def call():
         with contextlib.suppress(Exception):
@@ -297,7 +299,7 @@ def _within(seconds, function, *arguments):
 
 
 def _say(line):
-    """Prints why this process ends, after all else; it ends also if nobody hears it."""
+    """Prints why this process exits, after all other output; ignores write errors."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -310,25 +312,25 @@ _peers: Peers | None = None
 _libc = ctypes.CDLL(None)
 
 
-# JAX aborts where process 0 has gone: its client can call nothing of Python's for that.
-# A handler of the module signal would run too late, when abort() has ended the process;
-# this one is C's, and waits until the interpreter is free.
+# JAX aborts if process 0 is gone: its client cannot call Python code instead. A handler
+# of the module `signal` would run too late, after abort() has ended the process; this
+# one is called from C, and waits for the interpreter.
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number):
     here = threading.get_ident()
     if all(thread.ident != here for thread in threading.enumerate()):
-        # A thread of JAX's, as its client's.
+        # A thread of JAX, such as its client's.
         _peers.abort()
         return
-    # Of one of Python's it is a fault of another kind; absl's handler, whose place this
-    # one has, would say as much.
+    # In a thread of Python it is another kind of failure: print the traceback, as
+    # absl's handler would, which this one replaces.
     faulthandler.dump_traceback()
     _libc.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 def watch(hang_timeout: float) -> None:
-    """Begins to watch the other processes, after `jax.distributed.initialize`.
+    """Starts to watch the other processes, after `jax.distributed.initialize`.
 
     Args:
       hang_timeout: See `Peers`.
@@ -345,12 +347,12 @@ def watch(hang_timeout: float) -> None:
         )
         if global_state.process_id:
             _libc.signal(signal.SIGABRT, _aborted)
-        # However the program ends, and before JAX leaves the service.
+        # However the program ends, and before JAX disconnects from the service.
         atexit.register(_peers.stop)
 
 
 def progress(step: int | None = None) -> None:
-    """Notes that this process goes on.
+    """Records that this process makes progress.
 
     Args:
       step: Number of steps done, if it does steps.
@@ -360,10 +362,10 @@ def progress(step: int | None = None) -> None:
 
 
 def gather(text: str) -> list[str]:
-    """Gathers the texts of all processes on each; every one must call it.
+    """Gathers a text from all processes on each; every process must call it.
 
     Args:
-      text: What this one says; of several processes, no more than 1,024 bytes of it.
+      text: Text of this process; with several processes cut to 1,024 bytes.
 
     Returns:
       The texts by process.
@@ -383,19 +385,19 @@ def gather(text: str) -> list[str]:
 
 
 def saving(wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-    """Lets what is being saved come to its end where another process fails.
+    """Lets a running save finish if another process fails.
 
     Args:
       wait: Function that blocks until it is saved.
 
     Returns:
-      Context manager, during which this holds.
+      Context manager, within which this applies.
     """
     return contextlib.nullcontext() if _peers is None else _peers.saving(wait)
 
 
 def several() -> bool:
-    """Says whether this process is one of several of a job.
+    """Returns whether this process is one of several of a job.
 
     Returns:
       Whether it is.
@@ -404,44 +406,44 @@ def several() -> bool:
 
 
 def may_be_lost(text: str) -> bool:
-    """Says whether an error may come of the end of another process.
+    """Returns whether an error may be due to another process's exit.
 
     Args:
-      text: What the error says.
+      text: Message of the error.
 
     Returns:
-      Whether it may, in a job of several processes.
+      Whether it may; always False without other processes.
     """
     return several() and bool(_LOST.search(text))
 
 
 def await_cause(text: str) -> None:
-    """Waits where an error may come of the end of another process.
+    """Waits for the cause if an error may be due to another process's exit.
 
     Args:
-      text: What went wrong here.
+      text: The error in this process.
     """
     if _peers is not None:
         _peers.await_cause(text)
 
 
 def fail(text: str, status: int) -> None:
-    """Reports why this process ends, and ends it, if there are other processes.
+    """Reports why this process fails and exits, if there are other processes.
 
     Args:
       text: What went wrong, in one line.
-      status: Exit status.
+      status: Exit code.
     """
     if _peers is not None:
         _peers.fail(text, status)
 
 
 def give_up(text: str, status: int) -> None:
-    """Ends a job from a thread while the process's own waits for what never comes.
+    """Ends a job from a thread, while the main thread waits for what never comes.
 
     Args:
       text: What went wrong, in one line; it is printed.
-      status: Exit status of all processes of the job; without others nothing ends.
+      status: Exit code of all processes of the job; does nothing without others.
     """
     if _peers is not None:
         _peers.await_cause(text)
@@ -450,11 +452,11 @@ def give_up(text: str, status: int) -> None:
 
 
 def finish() -> None:
-    """Waits for the others to be done, if there are any, and leaves the job."""
+    """Waits until the other processes are done, if any, and leaves the job."""
     if _peers is not None:
         import jax
 
         _peers.finish()
-        # At the end of the interpreter, which JAX would wait for, the order in which
-        # things go is left to chance.
+        # JAX would do so at the interpreter's exit, where the order of destruction is
+        # arbitrary.
         jax.distributed.shutdown()

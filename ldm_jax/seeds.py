@@ -1,6 +1,6 @@
-"""What seeds become: keys of JAX, and the shorter seeds of other libraries.
+"""Converts 64-bit seeds to JAX keys and to the 32-bit seeds of other libraries.
 
-All 64 bits of a seed count. Up to 2**32 everything is as JAX and Grain have it.
+All 64 bits of a seed count. Seeds below 2**32 give the same as in JAX and Grain.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ _BITS = 2**32
 
 
 def make_key(seed: int) -> Any:
-    """Makes the key of a seed.
+    """Makes the JAX key of a seed.
 
-    Without 64-bit types `jax.random.key` passes over the upper half of a seed.
+    Without 64-bit types `jax.random.key` ignores the upper half of a seed.
 
     Args:
       seed: Whole number in [0, 2**64).
 
     Returns:
-      Typed key, a scalar: that of `jax.random.key` where it takes seeds of 64 bits.
+      Typed key, a scalar: the same as `jax.random.key` gives with 64-bit types.
     """
-    # Imported here: the processes that load data know nothing of JAX.
+    # Imported here: the processes that load data do not import JAX.
     import jax
 
     upper, lower = divmod(seed, _BITS)
@@ -39,7 +39,7 @@ def to_32_bits(seed: int) -> int:
       seed: Whole number in [0, 2**64).
 
     Returns:
-      Whole number in [0, 2**32): the seed where it is less, else a hash of it.
+      Whole number in [0, 2**32): the seed if it is below 2**32, else a hash of it.
     """
     if seed < _BITS:
         return seed
@@ -47,11 +47,11 @@ def to_32_bits(seed: int) -> int:
 
 
 def sample_keys(seed: int, index: Any) -> Any:
-    """Makes the keys of samples: sample k depends on the seed and k alone.
+    """Makes the keys of samples; the key of sample k depends only on the seed and k.
 
     Args:
       seed: Whole number in [0, 2**64).
-      index: Numbers of the samples, a JAX array, int32 [B].
+      index: Indices of the samples, a JAX array, int32 [B].
 
     Returns:
       Typed keys [B].
@@ -60,11 +60,11 @@ def sample_keys(seed: int, index: Any) -> Any:
 
 
 def fold_in(key: Any, index: Any) -> Any:
-    """Makes the keys of samples from that of their seed.
+    """Makes the keys of samples from the key of their seed.
 
     Args:
-      key: Typed key, a scalar, as `make_key` gives it.
-      index: Numbers of the samples, a JAX array, int32 [B].
+      key: Typed key, a scalar, from `make_key`.
+      index: Indices of the samples, a JAX array, int32 [B].
 
     Returns:
       Typed keys [B].

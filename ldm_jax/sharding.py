@@ -1,8 +1,8 @@
-"""The device mesh, the rule that splits parameters, and batches onto devices.
+"""The device mesh, the sharding rule of parameters, and batches on devices.
 
 Everything runs under `jit` with global semantics: models and steps never name a mesh
 axis.  The mesh has two axes, `data` and `fsdp`; a batch is split over both, a parameter
-over `fsdp` only, along its largest divisible dimension and only once it is large enough
+only over `fsdp`, along its largest divisible dimension and only if it is large enough
 to be worth it (the shape rule of big_vision's `sharding.py`).  One device is the 1 x 1
 case of the same code.
 """
@@ -25,14 +25,14 @@ from jax.sharding import PartitionSpec as P
 from ldm_jax.annotations import Array, Int, Shaped
 from ldm_jax.errors import ConfigError
 
-# Smaller arrays are replicated: splitting them saves no memory worth a collective.
+# Smaller arrays are replicated: the memory saved would not be worth a collective.
 MIN_SHARDED_ELEMENTS = 2**18
 
-# On a CPU XLA hands products, convolutions and sums to YNNPACK, where its own
-# convolutions, by Eigen, are quicker (measured: see benchmarks/RESULTS.md).
+# On CPUs XLA uses YNNPACK for matrix products, convolutions and sums, but its own
+# convolutions, by Eigen, are faster (measured: see benchmarks/RESULTS.md).
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _ALL_BUT_CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-# Versions of jaxlib that know these names.
+# Versions of jaxlib (from, below) that know these names.
 _WITH_LIBRARY = (0, 10), (0, 13)
 
 
@@ -42,10 +42,10 @@ def make_mesh(
     """Builds the `data` x `fsdp` mesh over all devices.
 
     Args:
-      data: Devices along `data`; -1 takes what `fsdp` leaves.
+      data: Devices along `data`; -1 for all devices divided by `fsdp`.
       fsdp: Devices along `fsdp`, over which large parameters are split.
-      devices: `jax.Device`s to use, or what has their attributes; all devices of all
-        processes by default.
+      devices: `jax.Device`s to use, or objects with their attributes; all devices of
+        all processes by default.
 
     Returns:
       A `jax.sharding.Mesh` with the axes `data` and `fsdp`.
@@ -66,10 +66,10 @@ def make_mesh(
 
 
 def _device_grid(devices, data, fsdp):
-    """The devices [data, fsdp]: neighbours on the interconnect, slices one by one.
+    """Orders devices as [data, fsdp], by the interconnect and slice by slice.
 
-    Between slices, of TPUs or of GPUs on one NVLink, the network is slow: as far as may
-    be only sums over `data` cross it, and one `fsdp` group lies in one slice.
+    The network between slices (of TPUs, or of GPUs on one NVLink) is slow: if possible
+    only sums over `data` cross it, and each `fsdp` group is within one slice.
     """
     if devices[0].platform == "cpu":
         return np.asarray(devices).reshape(data, fsdp)
@@ -79,7 +79,7 @@ def _device_grid(devices, data, fsdp):
     if data % slices == 0:
         grid, over = (data // slices, fsdp), (slices, 1)
     else:
-        # A group needs several slices, whole ones.
+        # A group spans several slices, which must be whole ones.
         each = len(devices) // slices
         if fsdp % each:
             raise ConfigError(
@@ -103,18 +103,18 @@ def _device_grid(devices, data, fsdp):
 
 
 def _slice_grid(devices, data, fsdp):
-    """The devices of a slice [data, fsdp], neighbours beside each other."""
+    """The devices of a slice as [data, fsdp], in the order of the interconnect."""
     try:
         return mesh_utils.create_device_mesh(
             (data, fsdp), devices, allow_split_physical_axes=True
         )
     except NotImplementedError:
-        # A shape for which JAX knows no better order than the one they come in.
+        # JAX has no better order for this shape than the given one.
         return np.asarray(devices).reshape(data, fsdp)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole.
+    """Returns the sharding that replicates an array on every device.
 
     Args:
       mesh: Mesh of the devices.
@@ -126,7 +126,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding that splits axis 0 over every device.
+    """Returns the sharding that splits axis 0 over all devices.
 
     Args:
       mesh: Mesh of the devices.
@@ -138,14 +138,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def on_mesh(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
-    """Has a function traced with the mesh in sight, for kernels that XLA cannot split.
+    """Wraps a function to be traced under a mesh, for kernels that XLA cannot shard.
 
     Args:
-      function: What is to be jitted.
+      function: The function to be jitted.
       mesh: Mesh of the devices, or an abstract one.
 
     Returns:
-      The same function; nothing else in it changes.
+      A function that does the same, with the mesh set while it is traced.
     """
 
     @functools.wraps(function, updated=())
@@ -153,32 +153,31 @@ def on_mesh(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*arguments, **named)
 
-    # JAX finds what it has traced by the function, so the same one must come back. The
-    # function itself keeps it, as no cache could let go of what a function holds; with
-    # it, both go when Python looks for cycles.
+    # JAX caches traces by function object, so the same wrapper must be returned each
+    # time. It is kept on the function itself: a separate cache would keep alive what
+    # the function holds, while this cycle can be garbage-collected.
     if not isinstance(function, types.FunctionType):
         return traced
     kept = vars(function).setdefault("_on_mesh", {})
-    # Functions that wrap this one have the same dict.
+    # Wrappers made with functools.wraps share this dict, so the key has the function.
     return kept.setdefault((function, mesh), traced)
 
 
 def jit(function: Callable, mesh: Mesh | None = None, **options: Any) -> Callable:
-    """`jax.jit` of what computes a network on the devices of a mesh.
+    """Calls `jax.jit` on a function that runs networks on the devices of a mesh.
 
-    It is traced with the mesh in sight, see `on_mesh`. For a CPU alone it is compiled
-    with XLA's own convolutions, unless `XLA_FLAGS` says which are to be taken.
+    The function is traced under the mesh, see `on_mesh`. For a single CPU it is
+    compiled with XLA's own convolutions, unless `XLA_FLAGS` sets the library to use.
 
     Args:
-      function: What is to be jitted. It had better not hold weights, which it would
-        keep until Python looks for cycles, and JAX as constants.
-      mesh: Mesh of the devices on which the arguments lie; None for one device of this
-        process.
-      **options: What else `jax.jit` takes.
+      function: The function to be jitted. It should not close over weights: they would
+        live until Python's garbage collection, and JAX would keep them as constants.
+      mesh: Mesh of the devices of the arguments; None for one device of this process.
+      **options: Other arguments of `jax.jit`.
 
     Returns:
-      The jitted function, to be called as it is: JAX refuses options of the compiler
-      inside of another jitted function, and of `jax.grad`.
+      The jitted function. Call it at the top level: JAX does not allow compiler options
+      inside of another jitted function or of `jax.grad`.
     """
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     function = on_mesh(function, mesh)
@@ -186,7 +185,7 @@ def jit(function: Callable, mesh: Mesh | None = None, **options: Any) -> Callabl
 
 
 def _compiler_options(mesh):
-    """Those that make programs of a mesh quick; None where XLA's own do."""
+    """Compiler options that make programs of a mesh faster; None for XLA's defaults."""
     is_one_cpu = [each.platform for each in mesh.devices.flat] == ["cpu"]
     oldest, newest = _WITH_LIBRARY
     is_known = oldest <= jaxlib.version.__version_info__[:2] < newest
@@ -196,16 +195,16 @@ def _compiler_options(mesh):
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
-    """Finds the rows of a global batch that lie on the devices of this process.
+    """Returns the rows of a global batch that are on the devices of this process.
 
-    Where devices follow the interconnect they need not be one block.
+    They need not be contiguous, as devices are ordered by the interconnect.
 
     Args:
       mesh: Mesh of the devices.
       batch_size: Global batch size, a multiple of the number of devices.
 
     Returns:
-      int64 [rows], ascending: the rows that `put_batch` takes, in this order.
+      int64 [rows], ascending: the rows that `put_batch` expects, in this order.
     """
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[index] for index in slices.values()]
@@ -213,7 +212,7 @@ def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
 
 
 def parameter_spec(shape: Sequence[int], fsdp: int) -> P:
-    """Splits the largest dimension that `fsdp` divides, if the array is large enough.
+    """Shards the largest dimension that `fsdp` divides, if the array is large enough.
 
     Args:
       shape: Shape of the array.
@@ -227,7 +226,7 @@ def parameter_spec(shape: Sequence[int], fsdp: int) -> P:
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if not divisible:
         return P()
-    # The last of equally large axes: output channels, contiguous in memory.
+    # Of equally large axes the last: output channels, contiguous in memory.
     axis = max(divisible, key=lambda axis: (shape[axis], axis))
     return P(*(None,) * axis, "fsdp")
 
@@ -236,10 +235,10 @@ def path_name(path: Iterable[Any]) -> str:
     """Joins a key path of a pytree to `params/backbone/conv_in/kernel`.
 
     Args:
-      path: Keys, as `jax.tree_util` gives them.
+      path: Key path from `jax.tree_util`.
 
     Returns:
-      Their names, with slashes between.
+      The names of the keys, joined by slashes.
     """
     return "/".join(
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -254,7 +253,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
       tree: Pytree.
 
     Returns:
-      Name as `path_name` gives it -> leaf.
+      Name from `path_name` -> leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
@@ -265,11 +264,11 @@ def tree_shardings(
     mesh: Mesh | AbstractMesh,
     overrides: Sequence[tuple[str, int | None]] = (),
 ) -> Any:
-    """Gives every array of a (possibly abstract) pytree its sharding.
+    """Returns the sharding of every array of a (possibly abstract) pytree.
 
     Args:
       tree: Pytree of arrays or `ShapeDtypeStruct`.
-      mesh: Mesh with the axes `data` and `fsdp`, of devices or abstract.
+      mesh: Mesh with the axes `data` and `fsdp`, concrete or abstract.
       overrides: Pairs of (regular expression over the path, axis to split or None to
         replicate); the first that matches wins.
 
@@ -324,7 +323,7 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
 
 
 def put_tree(tree: Any, shardings: Any) -> Any:
-    """Places host arrays, the same on every process, onto the devices.
+    """Puts host arrays, which are the same on every process, on the devices.
 
     Args:
       tree: Pytree of NumPy arrays.
@@ -344,7 +343,7 @@ def put_tree(tree: Any, shardings: Any) -> Any:
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Makes one global batch of the rows that each process has loaded.
+    """Makes a global batch from the rows that each process has loaded.
 
     Args:
       batch: Dict of NumPy arrays [rows of this process, ...], see `own_rows`.
@@ -361,13 +360,13 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def gathered(array: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
-    """Brings a global array to each host; every process must call it.
+    """Gathers a global array on each host; every process must call it.
 
     Args:
       array: Global array [...].
 
     Returns:
-      All of it.
+      The whole array [...].
     """
     if jax.process_count() > 1:
         array = multihost_utils.process_allgather(array, tiled=True)
@@ -386,10 +385,10 @@ def check_batch_size(
       batch_size: Global batch size.
       mesh: Mesh over the devices of all processes, or an abstract one.
       name: The config key, for the message.
-      parts: Number of micro-batches the batch is cut into first.
+      parts: Number of micro-batches that the batch is cut into first.
 
     Raises:
-      ConfigError: If it does not split, with the nearest size that does.
+      ConfigError: If it does not; the message suggests the nearest size that does.
     """
     unit = mesh.size * parts
     if batch_size > 0 and batch_size % unit == 0:
