@@ -1,4 +1,4 @@
-"""Attention: on feature maps, and with a context in transformer blocks.
+"""Attention: on feature maps, and in transformer blocks with a context.
 
 Queries, keys and values have separate kernels in one layout everywhere: output channels
 are head-major, [heads * head_channels].
@@ -18,16 +18,16 @@ from ldm_jax.models.operations.parameters import Initializer, kernel_init
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself or to a context.
+    """Multi-head attention: self-attention, or cross-attention to a context.
 
     Vaswani et al. 2017, Sec. 3.2.2; with a context, the cross-attention of Rombach et
     al. 2022, Sec. 3.3.
 
     Attributes:
       num_heads: Heads.
-      head_channels: Channels of one head; their product is the inner width.
+      head_channels: Channels of one head; times `num_heads` it is the inner width.
       use_bias: Whether queries, keys and values have biases.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       zero_init: The output projection starts at zero.
       out_channels: Channels of the output; None for those of `x`.
       attention_kernel: Row of KERNELS (operations/kernels.py), or "auto".
@@ -53,10 +53,10 @@ class Attention(nn.Module):
         """Maps tokens to tokens.
 
         Args:
-          x: [B, T, c], what attends.
-          context: [B, S, d], what is attended to; None for `x` itself.
-          mask: Bool [T, S], whether a token of `x` attends to one of the context, of
-            which each attends to one at least; None where each attends to all.
+          x: [B, T, c], source of the queries.
+          context: [B, S, d], source of keys and values; None for `x` itself.
+          mask: Bool [T, S], whether a token of `x` attends to a token of the context,
+            at least one for each; None if all attend to all.
 
         Returns:
           [B, T, out_channels or c].
@@ -69,8 +69,8 @@ class Attention(nn.Module):
         def project(name, inputs):
             return dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
 
-        # The softmax of one score is one, whatever queries and keys are: they are only
-        # computed to initialise their parameters.
+        # The softmax of a single score is one, whatever queries and keys are: they are
+        # then only computed to initialise their parameters.
         scored = context.shape[1] > 1 or self.is_initializing()
         if scored:
             query, key = project("query", x), project("key", context)
@@ -93,12 +93,12 @@ class AttentionBlock(nn.Module):
     Ho et al. 2020, App. B, whose U-Net has it at 16 x 16 pixels.
 
     Attributes:
-      num_heads: Heads, which divide the channels.
-      norm_groups: Groups of the norm; 0 is none.
-      epsilon: Of the norm.
-      kernel_init: How the weights start.
+      num_heads: Heads, a divisor of the channels.
+      norm_groups: Groups of the norm; 0 for no norm.
+      epsilon: Epsilon of the norm.
+      kernel_init: Initialiser of the weights.
       zero_init: The output projection starts at zero.
-      attention_kernel: As of Attention.
+      attention_kernel: See Attention.
       dtype: Compute type.
     """
 
@@ -114,7 +114,7 @@ class AttentionBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Adds what the pixels of a map attend to.
+        """Applies self-attention to the pixels and adds the result.
 
         Args:
           x: [B, h, w, c].
@@ -142,10 +142,10 @@ class AttentionBlock(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); 4 times as wide inside.
+    """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); inner width 4 times outer.
 
     Attributes:
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       dtype: Compute type.
     """
 
@@ -171,17 +171,17 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward; each after a norm.
+    """Self-attention, cross-attention to the context, feed-forward, all pre-norm.
 
     An embedding turns the norms into AdaLN-Zero (Peebles & Xie 2023, Sec. 3.2): it
-    shifts and scales what goes into each layer and gates what comes out. The gates
-    start at zero, so the block starts as the identity.
+    shifts and scales the input of each layer and gates its output. The gates start at
+    zero, so the block starts as the identity.
 
     Attributes:
       num_heads: Heads.
       head_channels: Channels of one head.
-      kernel_init: How the weights start.
-      attention_kernel: As of Attention.
+      kernel_init: Initialiser of the weights.
+      attention_kernel: See Attention.
       dtype: Compute type.
     """
 
@@ -202,10 +202,10 @@ class TransformerBlock(nn.Module):
 
         Args:
           x: [B, T, c].
-          context: None, or [B, S, d]. Without one, x attends to itself once more, as in
-            CompVis; with an embedding that layer is left out, as in the block of
+          context: None, or [B, S, d]. Without one, the cross-attention attends to x
+            itself, as in CompVis; with an embedding it is left out, as in the block of
             Peebles & Xie.
-          embedding: None, or [B, E] that modulates each layer.
+          embedding: None, or [B, E], which modulates each layer.
 
         Returns:
           [B, T, c].
@@ -245,11 +245,11 @@ class SpatialTransformer(nn.Module):
 
     Attributes:
       num_heads: Heads.
-      head_channels: Channels of one head; their product is the blocks' width.
+      head_channels: Channels of one head; times `num_heads` it is the blocks' width.
       depth: Number of blocks.
       norm_groups: Groups of the norm.
-      kernel_init: How the weights start.
-      attention_kernel: As of Attention.
+      kernel_init: Initialiser of the weights.
+      attention_kernel: See Attention.
       dtype: Compute type.
     """
 
@@ -268,7 +268,7 @@ class SpatialTransformer(nn.Module):
         context: Float[Array, "batch source context_width"] | None = None,
         embedding: Float[Array, "batch embedding_width"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Adds what the blocks make of the pixels as tokens.
+        """Applies the blocks to the pixels as tokens and adds the result.
 
         Args:
           x: [B, h, w, c].

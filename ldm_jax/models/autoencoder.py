@@ -1,9 +1,9 @@
 """The first stage: an encoder, a regulariser of the latents, and a decoder.
 
-Esser et al. 2021 (VQGAN); Rombach et al. 2022, Sec. 3.1 and App. G. KL and VQ differ in
-the regulariser alone: VQ quantises inside `decode`, so the second stage diffuses the
-latents before quantisation. Latents here are the autoencoder's own; `latent_diffusion`
-scales them to unit variance.
+Esser et al. 2021 (VQGAN); Rombach et al. 2022, Sec. 3.1 and App. G. KL and VQ differ
+only in the regulariser: VQ quantises inside `decode`, so the second stage diffuses the
+latents before quantisation. Latents here are not normalised; `latent_diffusion` scales
+them to unit variance.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,27 +26,28 @@ Latents = Float[Array, "batch h w c"]
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder; a subclass adds `encode` and what `decode` undoes of it.
+    """Base class with encoder and decoder; subclasses add `encode` and the regulariser.
 
     Attributes:
       channels: Width of the finest level, a multiple of `norm_groups`.
       channel_mult: Width of every level over `channels`; each after the first halves
         height and width.
-      num_res_blocks: ResBlocks of a level of the encoder; the decoder has one more.
+      num_res_blocks: ResBlocks per level of the encoder; the decoder has one more.
       z_channels: Channels of the encoder's output (of the mean).
       embed_dim: Channels of the latents.
       attention_factors: Downsampling factors at which attention follows ResBlocks.
       mid_attention: Whether the middle has attention.
       image_channels: Channels of the images.
       conv_resample: Change resolution with a convolution, not by repeating and pooling.
-      tanh_output: Whether a tanh ends the decoder.
-      norm_groups: Groups of the norms. One channel per group takes an image's mean
-        colour away: narrow models want fewer groups than the published 32.
-      dropout: Rate in ResBlocks.
-      quant_conv: Whether 1x1 convolutions lie between the coders and the latents, as in
-        the paper; SD 3 and Flux have none, and then `embed_dim` is `z_channels`.
+      tanh_output: Whether the decoder ends with a tanh.
+      norm_groups: Groups of the norms. With one channel per group they remove an
+        image's mean colour: narrow models need fewer groups than the published 32.
+      dropout: Dropout rate in ResBlocks.
+      quant_conv: Whether there are 1x1 convolutions between encoder, latents and
+        decoder, as in the paper; SD 3 and Flux have none, and then `embed_dim` must be
+        `z_channels`.
       remat: Recompute the blocks' activations in the backward pass to save memory.
-      attention_kernel: As of UNet.
+      attention_kernel: See UNet.
       dtype: Compute type; parameters, norms, softmax and outputs are float32.
     """
 
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """Checks what would be refused once the network is called.
+        """Checks fields that would otherwise fail when the network is called.
 
         Raises:
           ValueError: If widths do not divide into the groups of the norms.
@@ -103,7 +104,7 @@ class Autoencoder(nn.Module):
 
     @property
     def downsampling_factor(self) -> int:
-        """Height of the images over height of the latents."""
+        """Ratio of image height to latent height."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
@@ -112,17 +113,17 @@ class Autoencoder(nn.Module):
         return self.embed_dim
 
     def encode(self, images: Images, train: bool = False) -> Any:
-        """Maps images to a posterior over latents; a subclass says how.
+        """Maps images to a posterior over latents; implemented by subclasses.
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
           A posterior, see `models.posteriors`.
 
         Raises:
-          NotImplementedError: If a subclass does not say how.
+          NotImplementedError: If the subclass does not implement it.
         """
         raise NotImplementedError
 
@@ -131,10 +132,10 @@ class Autoencoder(nn.Module):
 
         Args:
           latents: [B, h, w, embed_dim].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
-          float32 images [B, H, W, image_channels], about [-1, 1], not clipped.
+          float32 images [B, H, W, image_channels], about in [-1, 1], not clipped.
         """
         return self.features_to_images(self.decode_features(latents, train))
 
@@ -142,8 +143,8 @@ class Autoencoder(nn.Module):
         """Applies the decoder up to its last convolution.
 
         Args:
-          latents: What the decoder is trained on, [B, h, w, embed_dim].
-          train: Whether dropout is live.
+          latents: Latents from `regularise`, [B, h, w, embed_dim].
+          train: Whether dropout is on.
 
         Returns:
           [B, H, W, channels].
@@ -158,7 +159,7 @@ class Autoencoder(nn.Module):
         """Applies the decoder's last convolution.
 
         Args:
-          features: What `decode_features` gives, [B, H, W, channels].
+          features: Output of `decode_features`, [B, H, W, channels].
 
         Returns:
           float32 images [B, H, W, image_channels].
@@ -173,18 +174,18 @@ class Autoencoder(nn.Module):
         train: bool = False,
         temperature: float | Float[Array, ""] = 1.0,
     ) -> tuple[Images, Any, Float[Array, "batch height width features"]]:
-        """Encodes, draws latents and decodes, for training.
+        """Encodes, samples latents and decodes, for training.
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
-          rng: Key of the posterior's sample; None takes the mode.
-          train: Whether dropout is live.
-          temperature: Of quantisers that draw codes; others ignore it.
+          rng: Key to sample the posterior; None for its mode.
+          train: Whether dropout is on.
+          temperature: Temperature of quantisers that sample codes; others ignore it.
 
         Returns:
-          (reconstructions, regularised, features): images like the input, what the
-          regulariser's loss needs (the posterior; `Quantized` for VQ), and the input of
-          the last convolution, which the adaptive weight of the adversarial loss needs.
+          (reconstructions, regularised, features): images like the input, the input of
+          the regulariser's loss (the posterior; `Quantized` for VQ), and the input of
+          the last convolution, for the adaptive weight of the adversarial loss.
         """
         posterior = self.encode(images, train)
         latents, regularised = self.regularise(posterior, rng, temperature)
@@ -198,15 +199,15 @@ class Autoencoder(nn.Module):
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
     ) -> tuple[Latents, Any]:
-        """Draws what the decoder is trained on.
+        """Samples the latents that the decoder is trained on.
 
         Args:
-          posterior: What `encode` gives.
-          rng: Key of the sample, a scalar; None takes the mode.
+          posterior: Output of `encode`.
+          rng: Key of the sample, a scalar; None for the mode.
           temperature: See `reconstruct`.
 
         Returns:
-          (latents [B, h, w, embed_dim], what the regulariser's loss needs).
+          (latents [B, h, w, embed_dim], input of the regulariser's loss).
         """
         del temperature
         latents = posterior.mode() if rng is None else posterior.sample(rng)
@@ -218,15 +219,15 @@ class Autoencoder(nn.Module):
         rng: Key[Array, ""] | None = None,
         train: bool = False,
     ) -> tuple[Images, Any]:
-        """Encodes, draws latents and decodes.
+        """Encodes, samples latents and decodes.
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
-          rng: Key of the posterior's sample; None takes the mode.
-          train: Whether dropout is live.
+          rng: Key to sample the posterior; None for its mode.
+          train: Whether dropout is on.
 
         Returns:
-          The first two of `reconstruct`.
+          (reconstructions, regularised) of `reconstruct`.
         """
         return self.reconstruct(images, rng, train)[:2]
 
@@ -242,7 +243,7 @@ class Autoencoder(nn.Module):
 
 
 class KLAutoencoder(Autoencoder):
-    """An autoencoder with Gaussian latents, held near a standard normal by its loss."""
+    """An autoencoder with Gaussian latents, kept near standard normal by a KL loss."""
 
     encoder_outputs = 2
 
@@ -257,7 +258,7 @@ class KLAutoencoder(Autoencoder):
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
           DiagonalGaussian of [B, h, w, embed_dim].
@@ -274,9 +275,9 @@ class KLAutoencoder(Autoencoder):
 
 
 class VQAutoencoder(Autoencoder):
-    """An autoencoder whose decoder sees codes of a learnt codebook (VQGAN).
+    """An autoencoder whose decoder gets codes of a learnt codebook (VQGAN).
 
-    Its latents are those before quantisation. As `Autoencoder`, and:
+    Its latents are those before quantisation. Fields as in `Autoencoder`, and:
 
     Attributes:
       num_codes: Size of the codebook.
@@ -305,7 +306,7 @@ class VQAutoencoder(Autoencoder):
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
           PointPosterior of [B, h, w, embed_dim].
@@ -326,16 +327,16 @@ class VQAutoencoder(Autoencoder):
 
         Args:
           latents: [B, h, w, embed_dim], before quantisation.
-          train: Whether dropout is live.
-          quantize: Whether they are quantised first; False for those that are.
+          train: Whether dropout is on.
+          quantize: Whether to quantise them first; False if they already are.
 
         Returns:
-          float32 images [B, H, W, image_channels], about [-1, 1], not clipped. Their
-          gradient passes the quantiser as if it were not there.
+          float32 images [B, H, W, image_channels], about in [-1, 1], not clipped. The
+          gradient passes straight through the quantiser.
         """
         if quantize:
             codes = self.codes(self.code_indices(latents))
-            # Adds nothing but the gradient of the latents (straight through).
+            # Adds only the gradient of the latents (straight-through).
             latents = codes + (latents - jax.lax.stop_gradient(latents))
         return super().decode(latents, train)
 
@@ -346,7 +347,7 @@ class VQAutoencoder(Autoencoder):
           latents: [B, h, w, embed_dim].
 
         Returns:
-          int32 [B, h, w], which codes they become.
+          Indices of their codes, int32 [B, h, w].
         """
         return self.codebook.indices(latents)
 
@@ -367,12 +368,13 @@ class VQAutoencoder(Autoencoder):
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
     ) -> tuple[Latents, Quantized]:
-        """Quantises.
+        """Quantises latents.
 
         Args:
-          posterior: What `encode` gives.
-          rng: Key of quantisers that draw codes, a scalar; None takes the likeliest.
-          temperature: Of quantisers that draw codes.
+          posterior: Output of `encode`.
+          rng: Key of quantisers that sample codes, a scalar; None for the most likely
+            codes.
+          temperature: Temperature of quantisers that sample codes.
 
         Returns:
           (the codes [B, h, w, embed_dim], Quantized).
@@ -382,10 +384,10 @@ class VQAutoencoder(Autoencoder):
 
 
 class IdentityAutoencoder(nn.Module):
-    """The first stage that does nothing: diffusion on pixels (f 1 of the paper).
+    """The identity as first stage: diffusion on pixels (f = 1 of the paper).
 
     Attributes:
-      image_channels: Channels of the images, and so of the latents.
+      image_channels: Channels of the images, and thus of the latents.
     """
 
     image_channels: int = 3
@@ -398,7 +400,7 @@ class IdentityAutoencoder(nn.Module):
         return self.image_channels
 
     def encode(self, images: Images, train: bool = False) -> PointPosterior:
-        """Takes images for latents.
+        """Returns the images as latents.
 
         Args:
           images: [B, H, W, C].
@@ -411,7 +413,7 @@ class IdentityAutoencoder(nn.Module):
         return PointPosterior(images.astype(jnp.float32))
 
     def decode(self, latents: Latents, train: bool = False) -> Images:
-        """Takes latents for images.
+        """Returns the latents as images.
 
         Args:
           latents: [B, H, W, C].
@@ -448,12 +450,12 @@ def last_layer(
     params: Mapping[str, Any],
     features: Float[Array, "batch height width features"],
 ) -> tuple[Callable, Float[Array, "..."]]:
-    """The decoder's last convolution as a function of its kernel alone.
+    """Returns the decoder's last convolution as a function of only its kernel.
 
     Args:
       model: Autoencoder.
       params: Its parameters.
-      features: What `reconstruct` gives third, [B, H, W, channels].
+      features: The features that `reconstruct` returns, [B, H, W, channels].
 
     Returns:
       (function, kernel): the function maps a kernel to reconstructions. No gradient

@@ -1,4 +1,4 @@
-"""Checks of fields that several networks share, before anything is computed."""
+"""Checks of fields that several networks have, before anything is computed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ def check_groups(channels: int, channel_mult: Sequence[int], norm_groups: int) -
 
 
 def check_per_level(levels: int, **fields: Any) -> None:
-    """Checks that fields of one value per level have as many as there are levels.
+    """Checks that fields with one value per level have as many values as levels.
 
     Args:
       levels: Number of levels.
       **fields: Field -> value, or tuple of values.
 
     Raises:
-      ValueError: If one has more or fewer.
+      ValueError: If a field has more or fewer.
     """
     for name, value in fields.items():
         if isinstance(value, list | tuple) and len(value) != levels:

@@ -1,7 +1,7 @@
-"""The classifier of noisy latents: the U-Net's way down and a pooling.
+"""The classifier of noisy latents: the U-Net's down path and a pooling.
 
-Dhariwal & Nichol 2021, Sec. 4. Its gradient with respect to the latents guides a
-denoiser without a condition, see `diffusion.gradient_guidance.classifier_guidance`.
+Dhariwal & Nichol 2021, Sec. 4. Its gradient with respect to the latents guides an
+unconditional denoiser, see `diffusion.gradient_guidance.classifier_guidance`.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class Classifier(UNet):
 
     Attributes:
       out_channels: Number of classes.
-      pool: Row of POOLS, how features become one vector. "attention" takes
-        latents of one size alone, the others of any.
+      pool: Row of POOLS, how features are pooled to one vector. "attention" only works
+        for latents of one size, the others for any.
     """
 
     pool: str = "attention"
@@ -38,10 +38,10 @@ class Classifier(UNet):
 
     @nn.nowrap
     def identity(self) -> dict[str, Any]:
-        """Says what the weights mean beyond what their shapes show.
+        """Returns the settings that the weights depend on beyond their shapes.
 
         Returns:
-          That of a U-Net, without its way up, and "pool".
+          Those of a U-Net, without the up path, and "pool".
         """
         fields = super().identity() | {"pool": self.pool}
         return {name: value for name, value in fields.items() if name != "up_heads"}
@@ -57,16 +57,16 @@ class Classifier(UNet):
         """Applies the network.
 
         Args:
-          latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+          latents: Noisy latents [B, h, w, c], in the scale of unit-variance latents.
           timesteps: [B]; 0 is the least noisy.
-          train: Whether dropout is live (rng "dropout").
+          train: Whether dropout is on (rng "dropout").
 
         Returns:
           Logits, float32 [B, out_channels].
 
         Raises:
-          ValueError: If the size does not halve evenly at every level, or is another
-            than the one that attention pooling was trained on.
+          ValueError: If the size does not halve evenly at every level, or is not the
+            one that attention pooling was trained on.
         """
         self._check(latents, None, None, None)
         condition = (self._embed(timesteps, None), None, train)
@@ -76,7 +76,7 @@ class Classifier(UNet):
     def norm(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises what the pooling begins with, SiLU included.
+        """Applies the norm and SiLU at the start of the pooling.
 
         Args:
           x: Features [B, h, w, c].
@@ -93,9 +93,9 @@ class AttentionPool(nn.Module):
     """Attention of the mean pixel to all pixels and itself (Radford et al. 2021).
 
     Attributes:
-      num_heads: Heads, which divide the channels.
+      num_heads: Heads, a divisor of the channels.
       out_channels: Channels of the output.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       dtype: Compute type.
     """
 
@@ -111,13 +111,13 @@ class AttentionPool(nn.Module):
         """Pools features to one vector.
 
         Args:
-          x: Features [B, h, w, c]; after the first call always of the same size.
+          x: Features [B, h, w, c], of the size with which the weights were initialised.
 
         Returns:
           [B, out_channels].
 
         Raises:
-          ValueError: If the features are of another size than those it has weights for.
+          ValueError: If the features have another size.
         """
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
@@ -149,7 +149,7 @@ def log_prob(
     timesteps: Num[Array, " batch"],
     labels: Int[Array, " batch"],
 ) -> Float[Array, " batch"]:
-    """Log-probability of classes given noisy latents.
+    """Computes the log-probability of classes given noisy latents.
 
     Args:
       classifier: Classifier.
@@ -182,7 +182,7 @@ def _adaptive(classifier, x, features):
 
 
 def _spatial(classifier, x, features, activate=None):
-    """The means of every layer's features, through two dense layers."""
+    """Applies two dense layers to the mean features of every layer."""
     means = [jnp.mean(feature, axis=(1, 2)) for feature in (*features, x)]
     made = classifier.made
     x = dense(2048, **made, name="pool_in")(jnp.concatenate(means, axis=-1))
@@ -195,7 +195,7 @@ def _spatial_v2(classifier, x, features):
     return _spatial(classifier, x, features, norm)
 
 
-# Poolings of CompVis: (classifier, last features, those before) -> logits.
+# Poolings of CompVis: (classifier, last features, earlier features) -> logits.
 POOLS = {
     "attention": _attention,
     "adaptive": _adaptive,

@@ -11,19 +11,19 @@ from ldm_jax.models.layers import Downsample, GroupNorm, ResBlock, Upsample, con
 
 
 class _Coder(nn.Module):
-    """What encoder and decoder share: their fields and how blocks are made of them.
+    """Base class of encoder and decoder: their fields, and methods that make blocks.
 
     Attributes:
       channels: See `models.autoencoder.Autoencoder`, as for all of these.
       channel_mult: Width of every level over `channels`.
-      num_res_blocks: ResBlocks of a level of the encoder; the decoder has one more.
+      num_res_blocks: ResBlocks per level of the encoder; the decoder has one more.
       attention_factors: Downsampling factors at which attention follows ResBlocks.
       mid_attention: Whether the middle has attention.
       conv_resample: Change resolution with a convolution.
       norm_groups: Groups of the norms.
-      dropout: Rate in ResBlocks.
+      dropout: Dropout rate in ResBlocks.
       remat: Recompute activations in the backward pass.
-      attention_kernel: What computes attentions.
+      attention_kernel: Implementation of attention.
       dtype: Compute type.
     """
 
@@ -80,7 +80,7 @@ class _Coder(nn.Module):
 
 
 class Encoder(_Coder):
-    """Images to features of the latents' size.
+    """Maps images to features of the latents' size.
 
     Attributes:
       out_channels: Channels of the features.
@@ -96,7 +96,7 @@ class Encoder(_Coder):
 
         Args:
           x: Images [B, H, W, C].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
           [B, h, w, out_channels].
@@ -117,7 +117,7 @@ class Encoder(_Coder):
 
 
 class Decoder(_Coder):
-    """Features of the latents' size to the input of the last convolution."""
+    """Maps features of the latents' size to the input of the last convolution."""
 
     @nn.compact
     def __call__(
@@ -127,7 +127,7 @@ class Decoder(_Coder):
 
         Args:
           x: [B, h, w, z].
-          train: Whether dropout is live.
+          train: Whether dropout is on.
 
         Returns:
           [B, H, W, channels].

@@ -19,13 +19,13 @@ Features = Float[Array, "batch height width channels"]
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's running statistics.
 
-    The running variance is unbiased. Under `jit` the batch is the global one, so that
-    devices need no further synchronisation.
+    The running variance is unbiased. Under `jit` the batch is the global one, so no
+    synchronisation across devices is needed.
 
     Attributes:
-      momentum: How far the running moments move towards each batch's.
+      momentum: Weight of each batch in the running moments.
       epsilon: Added to the variance.
-      dtype: Type of the output; what is computed is float32.
+      dtype: Type of the output; the computation is in float32.
     """
 
     momentum: float = 0.1
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: [B, h, w, c].
-          train: Whether by the batch's moments; else by the running ones.
+          train: Whether to use the batch's moments instead of the running ones.
 
         Returns:
           [B, h, w, c].
@@ -65,11 +65,11 @@ class BatchNorm(nn.Module):
 class ActNorm(nn.Module):
     """A learnt shift and scale that standardise the first batch (Kingma et al. 2018).
 
-    What the first training batch asks for is kept beside the parameters, which start at
-    zero and are added to it: they get the gradients that the sums would.
+    The shift and scale that standardise the first training batch are variables. The
+    parameters start at zero and are added to them, with the gradients of the sums.
 
     Attributes:
-      dtype: Type of the output; what is computed is float32.
+      dtype: Type of the output; the computation is in float32.
     """
 
     dtype: Any = jnp.float32
@@ -80,7 +80,7 @@ class ActNorm(nn.Module):
 
         Args:
           x: [B, h, w, c].
-          train: Whether a first batch sets what is kept.
+          train: Whether the first batch sets the stored shift and scale.
 
         Returns:
           [B, h, w, c].
@@ -114,9 +114,9 @@ class PatchDiscriminator(nn.Module):
     """Classifies patches as real or reconstructed: one logit per patch.
 
     Attributes:
-      channels: Width of the first layer; doubled by every further one, up to eightfold.
-      num_layers: Convolutions of stride 2; 3 sees patches of 70 pixels.
-      norm: Row of NORMS: "batch" as published, "actnorm" (CompVis' other one),
+      channels: Width of the first layer; doubled by every further one, up to 8 times.
+      num_layers: Convolutions of stride 2; with 3 a patch has 70 pixels.
+      norm: Row of NORMS: "batch" as published, "actnorm" (the alternative in CompVis),
         "group", or "none".
       dtype: Compute type; parameters, norms and logits are float32.
     """
@@ -133,13 +133,13 @@ class PatchDiscriminator(nn.Module):
 
     @nn.nowrap
     def patches(self, image_size: int) -> int:
-        """Counts the patches that an image is cut into.
+        """Returns the number of patches along a side of an image.
 
         Args:
           image_size: Side of the image in pixels.
 
         Returns:
-          Their number along a side; less than 1 if the image is too small.
+          Number of patches; less than 1 if the image is too small.
         """
         side = image_size
         for _ in range(self.num_layers):
@@ -154,8 +154,8 @@ class PatchDiscriminator(nn.Module):
 
         Args:
           images: [B, H, W, C] in [-1, 1].
-          train: Whether batch norm takes the batch's statistics. They are added to the
-            running ones if the collection "batch_stats" is mutable.
+          train: Whether batch norm uses the batch's statistics. They update the running
+            ones if the collection "batch_stats" is mutable.
 
         Returns:
           float32 logits [B, h, w, 1]; positive means real.
@@ -164,7 +164,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, self.num_layers + 1):
             features = self.channels * 2 ** min(i, 3)
             stride = 2 if i < self.num_layers else 1
-            # A batch norm takes the mean away, and a bias with it.
+            # A batch norm subtracts the mean, and thus any bias.
             biased = self.norm != "batch"
             x = self._conv(features, stride, f"conv_{i}", biased)(x)
             x = NORMS[self.norm](x, train, self.dtype, f"norm_{i}")
@@ -186,13 +186,13 @@ class PatchDiscriminator(nn.Module):
 
 
 def _row(values):
-    """Channels [c] as [1, 1, 1, c], to combine with images."""
+    """Reshapes values per channel [c] to [1, 1, 1, c], to broadcast with images."""
     return values[None, None, None]
 
 
 @functools.cache
 def _normal(mean=0.0):
-    """Initialiser N(mean, 0.02), which adversarial training starts from by custom."""
+    """Initialiser N(mean, 0.02), the usual one of adversarial training."""
 
     def init(rng, shape, dtype=jnp.float32):
         return mean + 0.02 * jax.random.normal(rng, shape, dtype)

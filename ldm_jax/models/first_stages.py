@@ -1,20 +1,20 @@
-"""The kinds of first stages. A kind is one row of FIRST_STAGES, and that row is all.
+"""The kinds of first stages. A kind is defined by one row of FIRST_STAGES.
 
 The row names the module and everything that training, evaluation and the second stage
-must know of it; nothing else asks of what kind a first stage is. A module is a linen
-module with
+need to know of it; no other code depends on the kind of a first stage. A module is a
+linen module with
 
     encode(images, train=False) -> posterior with `mode()` and `sample(rng)`
     decode(latents, train=False) -> images
     downsampling_factor, latent_channels, image_channels
 
-and, where it can be trained, a `dtype` and
+and, if it can be trained, a `dtype` and
 
     reconstruct(images, rng=None, train=False, temperature=1.0)
-        -> (reconstructions, what the regulariser's loss needs, features)
+        -> (reconstructions, input of the regulariser's loss, features)
 
-all of which `models.autoencoder.Autoencoder` has but for `encode`. Every kind has a
-module class of its own: its row follows from that, see `row_of`.
+`models.autoencoder.Autoencoder` implements all of these except `encode`. Every kind has
+its own module class, by which `row_of` finds its row.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,15 +36,15 @@ from ldm_jax.models.quantizer import Quantized
 
 
 class Regulariser(NamedTuple):
-    """What a kind of first stage adds to the loss.
+    """The loss term of a kind of first stage.
 
-    Weights that the section `loss` does not have are fields of the module, and part of
-    what `reconstruct` gives.
+    Weights that are not in the config section `loss` are fields of the module, and part
+    of the output of `reconstruct`.
 
     Attributes:
-      loss: (what `reconstruct` gives second, the section `loss` as LossOptions) ->
+      loss: (second output of `reconstruct`, the section `loss` as LossOptions) ->
         (scalar, metrics of name -> scalar).
-      reduction: Row of REDUCTIONS that goes with it, "sum" or "mean".
+      reduction: Row of REDUCTIONS to use with it, "sum" or "mean".
     """
 
     loss: Callable
@@ -52,13 +52,13 @@ class Regulariser(NamedTuple):
 
 
 class Codebook(NamedTuple):
-    """Where a kind has its codes, for moving averages and restarts in training.
+    """The codebook of a kind, for moving averages and restarts in training.
 
-    `reconstruct` of such a kind gives a `Quantized`.
+    The second output of `reconstruct` of such a kind is a `Quantized`.
 
     Attributes:
       shape: Module -> (number of codes, channels of a code).
-      path: Names under which the codes [num_codes, c] lie in the parameters.
+      path: Path of the codes [num_codes, c] in the parameters.
       is_among_latents: Module -> whether a code may be set to a latent.
     """
 
@@ -68,13 +68,13 @@ class Codebook(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What held-out images say of a kind, beside how close reconstructions are.
+    """Metrics of a kind on held-out images, besides the reconstruction errors.
 
     Attributes:
       rows: (module, params, posterior) -> dict of name -> array [B] or [B, n].
-      summarize: Dict of means over all images, of those rows among others -> the same
-        in numbers, name -> scalar.
-      units: Name of a metric -> its unit, for tables; a name may be missing.
+      summarize: Dict of means over all images, which includes those of `rows` -> dict
+        of metrics, name -> scalar.
+      units: Name of a metric -> its unit, for tables; names may be missing.
     """
 
     rows: Callable = lambda module, params, posterior: {}
@@ -87,16 +87,16 @@ class FirstStageKind(NamedTuple):
 
     Attributes:
       module: Its module class, which no other kind has.
-      latent_parts: Names of the parameters that make latents: two first stages that
-        agree in them give the same latents. `train.freeze=("latents",)` holds them.
-      encoder_parts: Those of them that only encode: latents are decoded without.
+      latent_parts: Names of the parameters that determine the latents: two first stages
+        with equal ones give the same latents. `train.freeze=("latents",)` freezes them.
+      encoder_parts: Those of `latent_parts` that decoding does not need.
       decoder_parts: Names of the parameters that only decode: all the others.
-      regulariser: Its part of the loss; None for a kind that has nothing to train.
-      last_layer: (module, params, features that `reconstruct` gives third) ->
-        (function, kernel): the last layer of the decoder as a function of its kernel
-        alone, at which the adversarial loss is weighed.
-      codebook: Its codes; None where there are none.
-      measures: What evaluation reports of it.
+      regulariser: Its term of the loss; None for a kind without parameters to train.
+      last_layer: (module, params, third output of `reconstruct`) -> (function, kernel):
+        the last layer of the decoder as a function of only its kernel, for the adaptive
+        weight of the adversarial loss.
+      codebook: Its codebook; None if it has none.
+      measures: Its additional metrics in evaluation.
     """
 
     module: type[nn.Module]
@@ -113,7 +113,7 @@ def row_of(module: nn.Module) -> FirstStageKind:
     """Finds the row of a first stage.
 
     Args:
-      module: Module that `build.make_first_stage` made.
+      module: Module from `build.make_first_stage`.
 
     Returns:
       Row of FIRST_STAGES.
@@ -122,13 +122,13 @@ def row_of(module: nn.Module) -> FirstStageKind:
 
 
 def latent_parts_of(module: nn.Module) -> tuple[str, ...]:
-    """Lists the parameters that make the latents of a first stage.
+    """Lists the parameters that determine the latents of a first stage.
 
     Args:
-      module: Module that `build.make_first_stage` made.
+      module: Module from `build.make_first_stage`.
 
     Returns:
-      Those `latent_parts` of its row that it has.
+      The `latent_parts` of its row that the module has.
     """
     parts = row_of(module).latent_parts
     if getattr(module, "quant_conv", True):
@@ -137,10 +137,10 @@ def latent_parts_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def name_of(module: nn.Module) -> str:
-    """Finds the name of a first stage's kind, as configs have it.
+    """Finds the name of a first stage's kind, as used in configs.
 
     Args:
-      module: Module that `build.make_first_stage` made.
+      module: Module from `build.make_first_stage`.
 
     Returns:
       Key of FIRST_STAGES.
@@ -176,13 +176,13 @@ def _codebook_loss(quantized: Quantized, options: Any) -> tuple[Array, dict]:
 
 
 def _fractions_of_codes(module, params, posterior):
-    """Which fraction of an image's latents each code got, [B, num_codes]."""
+    """Fraction of an image's latents that each code was assigned, [B, num_codes]."""
     indices = module.apply({"params": params}, posterior.mode(), method="code_indices")
     return {"codes": quantizer.fractions_of_codes(indices, module.num_codes)}
 
 
 def _use_of_codes(means):
-    """Puts usage and perplexity in place of the fraction that each code got."""
+    """Replaces the fractions of the codes by usage and perplexity."""
     means = dict(means)
     return means | quantizer.codebook_metrics(means.pop("codes"))
 
@@ -230,5 +230,5 @@ FIRST_STAGES = {
     "identity": FirstStageKind(IdentityAutoencoder),
 }
 
-# Of config sections that name none.
+# Used if a config section has no "kind".
 DEFAULT_KIND = "kl"

@@ -1,8 +1,8 @@
-"""What the weights of a module mean beyond what their names and shapes say.
+"""Identity of a module: the settings its weights depend on beyond names and shapes.
 
-Two checkpoints whose identities differ hold weights that work differently, though one
-may be loaded in place of the other: a width is cut into other heads, a norm has other
-groups. A run that starts from another's weights compares the two and says so.
+Weights of two checkpoints with different identities work differently, although one can
+be loaded in place of the other: a width is split into other heads, a norm has other
+groups. A run that starts from another's weights compares the two and reports this.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any
 
 from flax import linen as nn
 
-# Fields that do not say what weights mean, and those that shapes show, which may be
-# written in more than one way.
+# Fields that do not affect the weights' meaning, and those that shapes show, which may
+# be written in more than one way.
 FREE_FIELDS = (
     *("parent", "name", "dtype", "remat", "attention_kernel", "dropout", "frozen"),
 )
@@ -22,13 +22,13 @@ _SHOWN_FIELDS = (
 
 
 def identity_of(module: nn.Module) -> dict[str, Any]:
-    """Says what the weights of a module mean beyond what shapes show.
+    """Returns the identity of a module: what its weights depend on beyond shapes.
 
     Args:
       module: Linen module.
 
     Returns:
-      JSON-like dict: what its method `identity` returns, or else its fields.
+      JSON-like dict: the result of its method `identity`, or else its fields.
     """
     if hasattr(module, "identity"):
         return module.identity()

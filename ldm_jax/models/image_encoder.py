@@ -1,7 +1,7 @@
 """CLIP's image tower: a vision transformer that embeds a whole image.
 
-Radford et al. 2021, Sec. 2.4, after Dosovitskiy et al. 2021. Used frozen, to
-condition the denoiser on an image as a whole.
+Radford et al. 2021, Sec. 2.4, after Dosovitskiy et al. 2021. Used frozen, to condition
+the denoiser on the content of an image.
 """
 
 from typing import Any
@@ -16,27 +16,27 @@ from ldm_jax.models.operations.parameters import Conv, kernel_init, param
 from ldm_jax.models.resize import resize_corners
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
-# Of the images that CLIP was trained on, in [0, 1].
+# Statistics of the images that CLIP was trained on, in [0, 1].
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class ImageEncoder(nn.Module):
-    """Maps images to one embedding of the whole and one of each patch.
+    """Maps images to one embedding of the whole image and one per patch.
 
     The defaults are OpenAI's ViT-L/14. OpenCLIP's ViT-H/14 has width=1280,
     num_layers=32, head_channels=80, embed_dim=1024, activation="gelu".
 
     Attributes:
       image_size: Height and width of the images.
-      patch_size: Height and width of a patch, which divides `image_size`.
+      patch_size: Height and width of a patch, a divisor of `image_size`.
       width: Width of the transformer.
       num_layers: Number of blocks.
       num_heads: Heads.
       head_channels: Channels of one head.
       embed_dim: Width of the embeddings.
       mlp_ratio: Width inside the feed-forward layers over `width`.
-      activation: Of the feed-forward layers, a row of ACTIVATIONS.
+      activation: Activation of the feed-forward layers, a row of ACTIVATIONS.
       dtype: Compute type; parameters, norms and softmax are float32.
     """
 
@@ -58,12 +58,12 @@ class ImageEncoder(nn.Module):
         """Encodes images.
 
         Args:
-          images: [B, image_size, image_size, 3] as `prepare` gives them.
+          images: [B, image_size, image_size, 3] from `prepare`.
 
         Returns:
           [B, 1 + patches, embed_dim]: the embedding of the whole image, then those of
-          the patches row by row, all through the final norm and the projection, which
-          CLIP trained for that of the whole image alone.
+          the patches row by row. The final norm and the projection are applied to all,
+          although CLIP trained them only for the whole image.
         """
         x = Conv(
             self.width,
@@ -100,9 +100,9 @@ class ImageEncoder(nn.Module):
     def prepare(
         self, images: Num[Array, "batch height width 3"]
     ) -> Float[Array, "batch {self.image_size} {self.image_size} 3"]:
-        """Brings images to the size and the range that the tower was trained on.
+        """Resizes and normalises images as the tower expects.
 
-        As CompVis does: bicubic, without antialiasing, whatever the aspect ratio.
+        As in CompVis: bicubic, without antialiasing, ignoring the aspect ratio.
 
         Args:
           images: [B, H, W, 3], uint8 or floats in [-1, 1].

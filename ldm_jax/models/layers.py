@@ -1,7 +1,8 @@
-"""Layers that the U-Net, the autoencoder and the discriminator are built from.
+"""Layers of the U-Net, the autoencoder and the discriminator.
 
 All work on NHWC, keep parameters in float32, compute in `dtype` and take statistics in
-float32. Biases start at zero, and how weights start is one argument everywhere.
+float32. Biases start at zero; the initialiser of weights is the argument `kernel_init`
+everywhere.
 """
 
 from collections.abc import Sequence
@@ -36,13 +37,13 @@ def dense(
     dtype: DTypeLike = jnp.float32,
     name: str | None = None,
 ) -> Dense:
-    """A matrix product on channels; also every 1x1 convolution.
+    """Makes a dense layer over channels; also used for every 1x1 convolution.
 
     Args:
       features: Output channels.
       use_bias: Whether a bias is added.
-      kernel_init: How the weights start.
-      zero: Start at zero instead.
+      kernel_init: Initialiser of the weights.
+      zero: Whether the weights start at zero instead.
       dtype: Compute type.
       name: Parameter scope.
 
@@ -61,11 +62,11 @@ def dense(
 
 
 def _rows_dot_general(x, kernel, dimensions, precision=None):
-    """The product of nn.Dense, on rows of a matrix whatever the shape of `x`.
+    """The `dot_general` of nn.Dense, with `x` of any shape flattened to a matrix.
 
     With more axes the gradient of the kernel contracts several of them, for which XLA
     on the CPU first transposes the outer gradient: the backward pass takes up to four
-    times as long. Elsewhere the two compile to the same.
+    times as long. On other platforms both compile to the same.
     """
     del dimensions  # The last axis of x, the first of the kernel.
     rows, kernel = x.reshape(-1, x.shape[-1]), gather(kernel)
@@ -84,15 +85,15 @@ def conv(
     dtype: DTypeLike = jnp.float32,
     name: str | None = None,
 ) -> Conv:
-    """A convolution with PyTorch's explicit padding ("SAME" differs at stride 2).
+    """Makes a convolution with PyTorch's explicit padding ("SAME" differs at stride 2).
 
     Args:
       features: Output channels.
       size: Kernel height and width.
-      stride: Step of the window.
+      stride: Stride of the window.
       padding: Zeros on every side, or (before, after) of height and width.
-      kernel_init: How the weights start.
-      zero: Start at zero instead.
+      kernel_init: Initialiser of the weights.
+      zero: Whether the weights start at zero instead.
       dtype: Compute type.
       name: Parameter scope.
 
@@ -116,7 +117,7 @@ class LayerNorm(nn.Module):
 
     Attributes:
       affine: Whether there are a scale and a bias.
-      epsilon: Added to the variance; PyTorch's if not given.
+      epsilon: Added to the variance; the default is PyTorch's.
       dtype: Type of the output.
     """
 
@@ -142,10 +143,10 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation, with modulation and SiLU if asked (Wu & He 2018).
+    """Group normalisation (Wu & He 2018), optionally with modulation and SiLU.
 
     Attributes:
-      num_groups: Groups, which divide the channels.
+      num_groups: Groups, a divisor of the channels.
       epsilon: Added to the variance.
       silu: Whether SiLU follows.
       dtype: Type of the output.
@@ -167,9 +168,9 @@ class GroupNorm(nn.Module):
 
         Args:
           x: [B, h, w, c].
-          modulation: None or (scale, shift), each [B, c]: the result times (1 + scale)
-            plus shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
-          added: None, or float32 that is added to all pixels of `x` before.
+          modulation: None or (scale, shift), each [B, c]: the normalised values times
+            (1 + scale) plus shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
+          added: None, or float32 [B, c], added to all pixels of `x` before the norm.
 
         Returns:
           [B, h, w, c] in `dtype`.
@@ -196,14 +197,14 @@ def timestep_embedding(
 
     Args:
       timesteps: [B], integer or float.
-      features: Size of the embedding; an odd one ends in a zero.
+      features: Size of the embedding; if odd, the last value is zero.
       max_period: The longest wavelength over 2 pi.
 
     Returns:
       float32 [B, features].
     """
     half = features // 2
-    # At timestep 999 an error of the last bit shows in the fifth digit: the exponent is
+    # At timestep 999 an error in the last bit shows in the fifth digit: the exponent is
     # rounded to float32 as in CompVis, the rest is exact.
     exponents = np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32)
     frequencies = np.exp(np.float64(exponents / np.float32(half))).astype(np.float32)
@@ -231,7 +232,7 @@ def upsample_nearest(
 def average_pool(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch {x.shape[1]//2} {x.shape[2]//2} channels"]:
-    """Means of 2 x 2 pixels.
+    """Averages blocks of 2 x 2 pixels.
 
     Args:
       x: [B, h, w, c], h and w even.
@@ -244,13 +245,13 @@ def average_pool(
 
 
 class Downsample(nn.Module):
-    """Halves height and width: a 3x3 convolution of stride 2, or the mean of 2 x 2.
+    """Halves height and width: a 3x3 convolution of stride 2, or average pooling.
 
     Attributes:
-      with_conv: Whether it is the convolution.
+      with_conv: Whether to use the convolution.
       padding: Zeros of the convolution before and after each axis: (1, 1) in the U-Net,
         (0, 1) in the autoencoder.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       dtype: Compute type.
     """
 
@@ -284,11 +285,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repetition, then a 3x3 convolution if asked.
+    """Doubles height and width by repetition, optionally with a 3x3 convolution after.
 
     Attributes:
       with_conv: Whether there is a convolution.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       dtype: Compute type.
     """
 
@@ -321,11 +322,11 @@ def upsample_conv(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "3 3 channels features"],
 ) -> Float[Array, "batch {2*x.shape[1]} {2*x.shape[2]} features"]:
-    """Convolves the twice repeated `x` with a 3x3 kernel, without repeating it.
+    """Computes a 3x3 convolution of nearest-upsampled `x` without upsampling it.
 
-    Under a 3x3 window lie 2x2 different pixels of `x`, in one of four ways: an output
-    pixel of either parity per axis sees its kernel with two taps summed. Four 2x2
-    convolutions of `x` so do the work with 4/9 of the multiplications.
+    A 3x3 window covers only 2x2 different pixels of `x`, in one of four ways: for each
+    parity of an output pixel along an axis, two taps of the kernel sum to one. So four
+    2x2 convolutions of `x` do the same with 4/9 of the multiplications.
 
     Args:
       x: [B, h, w, c].
@@ -354,11 +355,11 @@ def upsample_conv(
 
 
 class ConvBeforeNorm(nn.Module):
-    """A 3x3 convolution that leaves its bias to the norm after it, see `GroupNorm`.
+    """A 3x3 convolution whose bias is added in the norm after it, see `GroupNorm`.
 
     Attributes:
       features: Output channels.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       dtype: Compute type.
     """
 
@@ -379,7 +380,7 @@ class ConvBeforeNorm(nn.Module):
           x: [B, h, w, c].
 
         Returns:
-          (convolved, without the bias [B, h, w, features]; bias [features]).
+          (output without the bias [B, h, w, features], bias [features]).
         """
         shape = (3, 3, x.shape[-1], self.features)
         kernel = param(self, "kernel", self.kernel_init, shape)
@@ -392,17 +393,17 @@ class ConvBeforeNorm(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, compiled quickly."""
+    """nn.Dropout that compiles quickly, see `draws`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Drops values.
+        """Drops values at random and scales up the others.
 
         Args:
-          x: Array.
+          x: Array [...].
 
         Returns:
-          Array of that shape, with the same mean.
+          Array of the same shape and expected value.
         """
         if self.deterministic or not self.rate:
             return x
@@ -411,20 +412,21 @@ class Dropout(nn.Dropout):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, around a shortcut.
+    """Residual block: twice norm, SiLU and convolution, with a shortcut.
 
-    Serves the U-Net (with the timestep embedding; Dhariwal & Nichol 2021) and the
+    Used in the U-Net (with the timestep embedding; Dhariwal & Nichol 2021) and in the
     autoencoder (without).
 
     Attributes:
-      features: Output channels; another number than the input's adds a 1x1 shortcut.
+      features: Output channels; if not those of the input, the shortcut is a 1x1
+        convolution.
       norm_groups: Groups of both norms.
-      epsilon: Of both norms.
-      dropout: Rate before the second convolution.
+      epsilon: Epsilon of both norms.
+      dropout: Dropout rate before the second convolution.
       scale_shift_norm: The embedding scales and shifts the second norm instead of being
         added before it.
       resample: None, "up" or "down": both paths change size after the first norm.
-      kernel_init: How the weights start.
+      kernel_init: Initialiser of the weights.
       zero_init: The second convolution starts at zero.
       dtype: Compute type.
     """
@@ -451,7 +453,7 @@ class ResBlock(nn.Module):
         Args:
           x: [B, h, w, c].
           embedding: None, or [B, E], of the timestep and of vector conditions.
-          train: Whether dropout is live (rng "dropout").
+          train: Whether dropout is on (rng "dropout").
 
         Returns:
           [B, h', w', features]; h' is h, 2h or h/2.

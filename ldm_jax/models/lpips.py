@@ -14,9 +14,9 @@ Images = Float[Array, "batch height width 3"]
 # Width and number of the convolutions between two poolings (Simonyan & Zisserman 2015,
 # configuration D).
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-# Smaller images would be pooled away.
+# Of smaller images the poolings would leave nothing.
 MIN_SIZE = 16
-# Published: brings images in [-1, 1] to the colours' mean and spread on ImageNet.
+# As published: normalises images in [-1, 1] by the colour statistics of ImageNet.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
@@ -27,7 +27,7 @@ class LPIPS(nn.Module):
     Its dropout is off as in evaluation; CompVis leaves it on in training.
 
     Attributes:
-      dtype: Compute type of the convolutions; what follows them is float32.
+      dtype: Compute type of the convolutions; the rest is float32.
     """
 
     dtype: Any = jnp.float32
@@ -53,7 +53,7 @@ class LPIPS(nn.Module):
           float32 distances [B], 0 for equal images.
         """
         distance = 0.0
-        # Two passes, not one of both: images need no gradient.
+        # Two passes, not one of the concatenation: images need no gradient.
         both = zip(self.features(images), self.features(reconstructions), strict=True)
         for block, (x, y) in enumerate(both, start=1):
             squares = jnp.square(_unit(x) - _unit(y))
@@ -84,10 +84,10 @@ class LPIPS(nn.Module):
 
 
 def _max_pool(x):
-    """The largest of each 2 x 2 pixels; an odd last row or column is left out.
+    """Max pooling over 2 x 2 pixels; an odd last row or column is left out.
 
-    The gradient goes to the first of them, as in PyTorch. That of `max_pool`, to the
-    same bits, scatters: by itself on a CPU in twenty times the time.
+    The gradient goes to the first maximum, as in PyTorch. The gradient of `max_pool` is
+    bit-identical, but a scatter, which on a CPU alone takes twenty times as long.
     """
     height, width = (size // 2 * 2 for size in x.shape[1:3])
     upper, lower = (
@@ -102,8 +102,8 @@ def _larger(a, b):
 
 
 def _unit(x):
-    """Scales features [..., c] to unit length; where all are zero they stay zero."""
+    """Scales features [..., c] to unit length; all-zero features stay zero."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # Inside the root, too: its gradient at zero is not finite.
+    # An epsilon inside the root, too, as its gradient at zero is not finite.
     return x / (jnp.sqrt(squares + 1e-20) + 1e-10)

@@ -1,4 +1,4 @@
-"""What an encoder says of the latents of an image: distributions over them."""
+"""Posteriors: the distributions over an image's latents that encoders return."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ Latents = Float[Array, "batch h w c"]
 
 @struct.dataclass
 class DiagonalGaussian:
-    """A Gaussian posterior of independent latents.
+    """A Gaussian posterior with independent components.
 
     Attributes:
       mean: float32 [B, h, w, c].
@@ -29,7 +29,7 @@ class DiagonalGaussian:
         """Draws latents.
 
         Args:
-          rng: Key, a scalar; not needed where the noise is given.
+          rng: Key, a scalar; not needed if `noise` is given.
           noise: Standard normal noise [B, h, w, c].
 
         Returns:
@@ -48,7 +48,7 @@ class DiagonalGaussian:
         return self.mean
 
     def moments(self) -> tuple[Latents, Latents]:
-        """What is needed to sample later on.
+        """Returns what must be stored to sample later.
 
         Returns:
           (mean, standard deviation), each [B, h, w, c].
@@ -56,22 +56,22 @@ class DiagonalGaussian:
         return self.mean, jnp.exp(0.5 * self.logvar)
 
     def kl(self) -> Float[Array, " batch"]:
-        """Divergence from a standard normal (Kingma & Welling 2014, App. B).
+        """KL divergence from a standard normal (Kingma & Welling 2014, App. B).
 
         Returns:
-          Nats of each example, [B].
+          KL in nats per example, [B].
         """
         terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
 
     def nll(self, latents: Latents) -> Float[Array, " batch"]:
-        """Negative log-likelihood, -log p(latents).
+        """Computes the negative log-likelihood, -log p(latents).
 
         Args:
           latents: [B, h, w, c].
 
         Returns:
-          Nats of each example, [B].
+          Nats per example, [B].
         """
         squares = jnp.square(latents - self.mean) * jnp.exp(-self.logvar)
         terms = jnp.log(2 * jnp.pi) + self.logvar + squares
@@ -80,7 +80,7 @@ class DiagonalGaussian:
 
 @struct.dataclass
 class PointPosterior:
-    """The posterior of an encoder that is certain: one value.
+    """The posterior of a deterministic encoder: a single value.
 
     Attributes:
       latents: float32 [B, h, w, c].
@@ -91,7 +91,7 @@ class PointPosterior:
     def sample(
         self, rng: Key[Array, ""] | None = None, noise: Latents | None = None
     ) -> Latents:
-        """Gives the latents; nothing is drawn.
+        """Returns the latents; nothing is random.
 
         Args:
           rng: Unused.
@@ -104,7 +104,7 @@ class PointPosterior:
         return self.latents
 
     def mode(self) -> Latents:
-        """Gives the latents.
+        """Returns the latents.
 
         Returns:
           [B, h, w, c].
@@ -112,7 +112,7 @@ class PointPosterior:
         return self.latents
 
     def moments(self) -> tuple[Latents, None]:
-        """What is needed to sample later on.
+        """Returns what must be stored to sample later.
 
         Returns:
           (latents [B, h, w, c], None).
@@ -122,11 +122,11 @@ class PointPosterior:
 
 @struct.dataclass
 class StoredPosterior:
-    """A posterior from the moments that were stored of it.
+    """A posterior restored from its stored moments.
 
     Attributes:
       mean: float32 [B, h, w, c].
-      std: Standard deviation, float32 [B, h, w, c]; None of an encoder that is certain.
+      std: Standard deviation, float32 [B, h, w, c]; None of a deterministic encoder.
     """
 
     mean: Any
@@ -135,10 +135,10 @@ class StoredPosterior:
     def sample(
         self, rng: Key[Array, ""] | None = None, noise: Latents | None = None
     ) -> Latents:
-        """Draws latents, those that the posterior itself draws with the same key.
+        """Draws the same latents as the original posterior with the same key.
 
         Args:
-          rng: Key, a scalar; not needed where the noise is given.
+          rng: Key, a scalar; not needed if `noise` is given.
           noise: Standard normal noise [B, h, w, c].
 
         Returns:

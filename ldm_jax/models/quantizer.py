@@ -1,8 +1,8 @@
 """The codebook of a VQ autoencoder (van den Oord et al. 2017; Esser et al. 2021).
 
-Everything a codebook is trained and measured by follows from which latents each code
-got: how many (`counts`) and their sum (`sums`). They are matrix products over the
-global batch: no gradient scatters into the codebook, and a step repeats to the bit.
+Training and metrics of a codebook need only the number (`counts`) and the sum (`sums`)
+of the latents that each code was assigned. They are matrix products over the global
+batch: no gradient scatters into the codebook, and steps are reproducible bit for bit.
 """
 
 from typing import Any
@@ -18,21 +18,22 @@ from ldm_jax.annotations import Array, Float, Int, Key, Num
 Latents = Float[Array, "batch h w c"]
 Indices = Int[Array, "batch h w"]
 
-# Distances held at once over all devices: 1 GiB. More are computed row after row.
+# Distances in memory at once, over all devices: 1 GiB. More are computed in blocks of
+# rows.
 MAX_DISTANCES = 2**28
 
 
 @struct.dataclass
 class Quantized:
-    """Latents replaced by codes, and what training takes.
+    """Quantised latents, and what training needs.
 
     Attributes:
       latents: The codes, float32 [B, h, w, c]; their gradient passes to the latents
         before quantisation (straight-through).
-      indices: Which codes, int32 [B, h, w].
+      indices: Indices of the codes, int32 [B, h, w].
       losses: Dict of name -> scalar: "commitment" and "codebook", or "divergence".
-      encoded: The latents before quantisation; no gradient passes.
-      counts: How many latents each code got, float32 [num_codes].
+      encoded: The latents before quantisation, without gradient.
+      counts: Number of latents assigned to each code, float32 [num_codes].
       sums: Their sum, [num_codes, c].
     """
 
@@ -55,7 +56,7 @@ class VectorQuantizer(nn.Module):
     num_codes: int
     features: int
 
-    # Whether a code may be set to a latent, or to the mean of some.
+    # Whether a code may be set to a latent, or to the mean of several.
     is_among_latents = True
 
     def setup(self) -> None:
@@ -64,7 +65,7 @@ class VectorQuantizer(nn.Module):
         self.embedding = self.param("embedding", _uniform, shape)
 
     def project(self, latents: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-        """Brings latents to where codes lie.
+        """Projects latents to the space of the codes; here the identity.
 
         Args:
           latents: [..., c].
@@ -75,7 +76,7 @@ class VectorQuantizer(nn.Module):
         return latents
 
     def codes(self) -> Float[Array, "num_codes c"]:
-        """Gives the codebook.
+        """Returns the codebook.
 
         Returns:
           float32 [num_codes, c].
@@ -92,7 +93,7 @@ class VectorQuantizer(nn.Module):
 
         Args:
           latents: float32 [B, h, w, features], projected.
-          rng: Unused; for rows that draw codes at random.
+          rng: Unused; for quantisers that sample codes.
           temperature: Unused, likewise.
 
         Returns:
@@ -105,7 +106,7 @@ class VectorQuantizer(nn.Module):
         counts, sums = code_totals(fixed, indices, self.num_codes)
         chosen = jax.lax.stop_gradient(codes)[indices]
         distance = jnp.mean(jnp.square(chosen - latents))
-        # This term's gradient by the codes is that of the distance.
+        # This term has the same gradient with respect to the codes as the distance.
         pull = jnp.sum(counts[:, None] * jnp.square(codes) - 2 * codes * sums)
         return Quantized(
             latents=chosen + (latents - fixed),
@@ -120,7 +121,7 @@ class VectorQuantizer(nn.Module):
         )
 
     def indices(self, latents: Latents) -> Indices:
-        """Finds the codes that latents become.
+        """Finds the indices of the codes of latents.
 
         Args:
           latents: [B, h, w, c].
@@ -145,12 +146,12 @@ class VectorQuantizer(nn.Module):
 class CosineQuantizer(VectorQuantizer):
     """Codes and latents on the unit sphere (Yu et al. 2022, ViT-VQGAN, Sec. 3.2).
 
-    Direction alone decides, so no code is out of reach for its length; few channels
-    suffice for many codes.
+    Only the direction matters, so no code is out of reach because of its length; few
+    channels suffice for many codes.
     """
 
     def project(self, latents: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-        """Brings latents to the unit sphere.
+        """Projects latents to the unit sphere.
 
         Args:
           latents: [..., c].
@@ -163,16 +164,17 @@ class CosineQuantizer(VectorQuantizer):
 
 
 class GumbelQuantizer(VectorQuantizer):
-    """Draws codes from a distribution that the latents give (Jang et al. 2017).
+    """Samples codes from a distribution predicted from the latents (Jang et al. 2017).
 
-    The draw is hard, its gradient that of the softmax at `temperature`; the loss
-    "divergence" is that of the distribution from even use (Ramesh et al. 2021).
+    The sample is hard, with the gradient of the softmax at `temperature`; the loss
+    "divergence" is the KL divergence of the distribution from uniform (Ramesh et al.
+    2021).
     """
 
     is_among_latents = False
 
     def setup(self) -> None:
-        """Makes the codebook and what draws from it."""
+        """Makes the codebook and the layer that predicts the logits of codes."""
         super().setup()
         self.to_logits = nn.Dense(self.num_codes, precision="highest")
 
@@ -186,8 +188,8 @@ class GumbelQuantizer(VectorQuantizer):
 
         Args:
           latents: float32 [B, h, w, features].
-          rng: Key of the draw; None takes the likeliest code.
-          temperature: Of the softmax, positive.
+          rng: Key of the sample; None for the most likely codes.
+          temperature: Temperature of the softmax, positive.
 
         Returns:
           Quantized.
@@ -212,7 +214,7 @@ class GumbelQuantizer(VectorQuantizer):
         )
 
     def indices(self, latents: Latents) -> Indices:
-        """Finds the likeliest codes of latents.
+        """Finds the most likely codes of latents.
 
         Args:
           latents: [B, h, w, c].
@@ -224,7 +226,7 @@ class GumbelQuantizer(VectorQuantizer):
 
 
 def nearest_codes(latents: Latents, codes: Float[Array, "num_codes c"]) -> Indices:
-    """Finds the nearest code of every latent; the first of equally near ones.
+    """Finds the nearest code of every latent; of equally near codes the first.
 
     Args:
       latents: [B, h, w, c].
@@ -237,7 +239,8 @@ def nearest_codes(latents: Latents, codes: Float[Array, "num_codes c"]) -> Indic
     squares = jnp.sum(jnp.square(codes), axis=-1)[None, None, None]
 
     def nearest(rows):
-        # |z|^2 is the same for all codes. Products in less than float32 flip indices.
+        # |z|^2 is the same for all codes. With products in less than float32, indices
+        # would change.
         products = jnp.einsum("bhwc,nc->bhwn", rows, codes, precision="highest")
         return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
@@ -270,9 +273,9 @@ def code_totals(
 
 
 def _by_rows(function, num_codes, *arrays):
-    """Applies `function` to blocks of rows [B, r, w, ...], results stacked.
+    """Applies `function` to blocks of rows [B, r, w, ...] and stacks the results.
 
-    Blocks are cut from the height: the batch, which lies across devices, stays whole.
+    Blocks are cut along the height: the batch, which is split over devices, is not cut.
     """
     b, h, w = arrays[0].shape[:3]
     fits = [r for r in range(1, h + 1) if b * r * w * num_codes <= MAX_DISTANCES]
@@ -308,7 +311,7 @@ QUANTIZERS = {
 def fractions_of_codes(
     indices: Indices, num_codes: int
 ) -> Float[Array, "batch {num_codes}"]:
-    """Counts which fraction of an image's latents each code got.
+    """Computes the fraction of an image's latents that each code was assigned.
 
     Args:
       indices: int32 [B, h, w].
@@ -323,10 +326,10 @@ def fractions_of_codes(
 
 
 def codebook_metrics(counts: Num[Array, " num_codes"]) -> dict[str, Float[Array, ""]]:
-    """How a codebook is used.
+    """Computes usage and perplexity of a codebook.
 
     Args:
-      counts: How often each code is used, or the fraction of it, [num_codes].
+      counts: How often each code is used, absolute or as a fraction, [num_codes].
 
     Returns:
       Dict of scalars: "codebook_usage", the fraction of codes that are used at all, and

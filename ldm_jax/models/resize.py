@@ -1,10 +1,9 @@
-"""Rescaling of maps, as PyTorch's `F.interpolate` does it.
+"""Rescaling of maps like PyTorch's `F.interpolate`.
 
-That is without antialiasing and, unless said, with `align_corners=False`;
-`jax.image.resize` differs in which pixel "nearest" takes, in the cubic kernel and at
-borders. All methods are linear and treat height and width alike, so each axis is one
-small matrix, made on the host, and several rescalings in a row are one product of
-matrices.
+That is without antialiasing and, unless stated, with `align_corners=False`;
+`jax.image.resize` differs in the pixel that "nearest" takes, in the cubic kernel and at
+borders. All methods are linear and separable, so each axis is multiplied by a small
+matrix, made on the host, and several rescalings in a row are one matrix.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ def rescale(
 
     Args:
       x: [B, h, w, c].
-      factor: New over old height and width; a fraction of a pixel is cut off.
+      factor: Ratio of new to old height and width; new sizes are rounded down.
       method: Row of METHODS.
       times: Number of rescalings, 0 for none.
 
@@ -33,7 +32,7 @@ def rescale(
       [B, h', w', c] in the type of `x`.
 
     Raises:
-      ValueError: If nothing of the map would be left.
+      ValueError: If the new size would be zero.
     """
     if not times:
         return x
@@ -44,7 +43,7 @@ def rescale(
 def resize_corners(
     x: Num[Array, "batch old_height old_width channels"], height: int, width: int
 ) -> Num[Array, "batch {height} {width} channels"]:
-    """Resizes maps by cubic convolution (Keys 1981), corners on corners, in float32.
+    """Resizes maps by cubic convolution (Keys 1981), corners aligned, in float32.
 
     Args:
       x: [B, h, w, c].
@@ -64,7 +63,7 @@ def resize_corners(
 
 
 def _apply(x, rows, columns):
-    # Full precision, as TPUs would round both factors to bfloat16.
+    # Full precision: by default TPUs would round both factors to bfloat16.
     y = jnp.einsum("hH,bHwc->bhwc", rows, x.astype(jnp.float32), precision="highest")
     y = jnp.einsum("wW,bhWc->bhwc", columns, y, precision="highest")
     return y.astype(x.dtype)
@@ -73,11 +72,11 @@ def _apply(x, rows, columns):
 def rescaling_matrix(
     size: int, factor: float, method: str, times: int
 ) -> Float[np.ndarray, "new_size {size}"]:
-    """Weights of the old positions along one axis for each new one.
+    """Computes the weights of the old positions along an axis for each new one.
 
     Args:
       size: Old number of positions.
-      factor: New over old, each time.
+      factor: Ratio of new to old size, each time.
       method: Row of METHODS.
       times: Number of rescalings.
 
@@ -85,7 +84,7 @@ def rescaling_matrix(
       float32 [new size, old size]; rows sum to 1.
 
     Raises:
-      ValueError: If no position would be left.
+      ValueError: If the new size would be zero.
     """
     matrix = np.eye(size)
     for _ in range(times):
@@ -101,7 +100,7 @@ def rescaling_matrix(
 
 
 def _weigh(taps: Iterator, old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
-    """Matrix [new, old] of (positions, weights)."""
+    """Makes the matrix [new, old] of the pairs (positions, weights)."""
     matrix = np.zeros((new, old))
     for offset, weights in taps:
         taken = np.clip(offset, 0, old - 1).astype(int)
@@ -110,11 +109,11 @@ def _weigh(taps: Iterator, old: int, new: int) -> Float[np.ndarray, "{new} {old}
 
 
 # Each method yields (positions, weights), arrays over the new positions; positions
-# beyond a border mean the border.
+# beyond a border are clipped to it.
 
 
 def _nearest(old, new, factor):
-    """The pixel at or before, not the one whose centre is nearest."""
+    """Takes the pixel at or before, not the one whose centre is nearest."""
     yield np.floor(np.arange(new) / factor), np.ones(new)
 
 

@@ -1,14 +1,14 @@
 """The transformer that turns token ids into a context, for captions and layouts.
 
-One pre-norm transformer serves two families, which differ in a few fields:
+The same pre-norm transformer implements two families, which differ in a few fields:
 
 - the text and layout encoders of Rombach et al. 2022 (App. E.2.1), trained jointly with
   the denoiser: every token attends to every other, 8 heads of 64 channels whatever the
   width, queries, keys and values without biases. These are the defaults.
 - the text tower of CLIP (Radford et al. 2021, Sec. 2.4), used frozen: causal, with
-  biases, as many heads as make up the width.
+  biases, and heads that add up to the width.
 
-No padding is masked in either.
+Neither masks padding.
 """
 
 from typing import Any
@@ -28,20 +28,20 @@ embedding_init = nn.initializers.normal(0.02)
 class TextEncoder(nn.Module):
     """Maps token ids to one vector per token.
 
-    Stable Diffusion 2 takes the last but one layer of its CLIP tower, through the final
-    norm: that is a tower with one layer less.
+    Stable Diffusion 2 uses the penultimate layer of its CLIP tower, with the final norm
+    applied: that is a tower with one layer less.
 
     Attributes:
       vocab_size: Number of token ids.
       features: Width of the transformer and of its output.
       num_layers: Number of blocks.
-      max_length: Most tokens of an input.
+      max_length: Maximum number of tokens of an input.
       num_heads: Heads.
       head_channels: Channels of one head.
       use_bias: Whether queries, keys and values have biases.
       causal: Whether a token attends only to itself and those before it.
       mlp_ratio: Width inside the feed-forward layers over `features`.
-      activation: Of the feed-forward layers, a row of ACTIVATIONS.
+      activation: Activation of the feed-forward layers, a row of ACTIVATIONS.
       remat: Recompute the blocks' activations in the backward pass to save memory.
       dtype: Compute type; parameters, norms and softmax are float32.
     """
@@ -126,18 +126,18 @@ class TextEncoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a feed-forward layer, each after a norm; also of images.
+    """A pre-norm transformer block (Radford et al. 2019, Sec. 2.3).
 
-    A pre-norm transformer block (Radford et al. 2019, Sec. 2.3).
+    Self-attention and a feed-forward layer, for tokens of texts and of images.
 
     Attributes:
       num_heads: Heads.
       head_channels: Channels of one head.
       use_bias: Whether queries, keys and values have biases.
       mlp_ratio: Width inside the feed-forward layer over that of the tokens.
-      activation: Of the feed-forward layer, a row of ACTIVATIONS.
+      activation: Activation of the feed-forward layer, a row of ACTIVATIONS.
       dtype: Compute type.
-      epsilon: Of the norms.
+      epsilon: Epsilon of the norms.
     """
 
     num_heads: int
@@ -159,7 +159,7 @@ class EncoderBlock(nn.Module):
         Args:
           x: [B, T, c].
           mask: Bool [T, T], whether a token attends to another, as in Attention; None
-            where each attends to all.
+            if all attend to all.
 
         Returns:
           [B, T, c].

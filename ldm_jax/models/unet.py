@@ -1,10 +1,10 @@
 """The denoiser: a U-Net with attention, conditioned in three ways.
 
 Dhariwal & Nichol 2021 (ADM), with the transformer blocks of Rombach et al. 2022. A
-condition comes as tokens to attend to (`context`), as channels beside the latents
-(`concat`), or added to the timestep embedding (`vector`). That embedding acts in the
-ResBlocks, added or by AdaGN (`scale_shift_norm`), and if asked also in the transformer
-blocks, by AdaLN-Zero (`adaln_zero`).
+condition enters as tokens for cross-attention (`context`), as channels concatenated to
+the latents (`concat`), or added to the timestep embedding (`vector`). That embedding is
+used in the ResBlocks, added or by AdaGN (`scale_shift_norm`), and optionally also in
+the transformer blocks, by AdaLN-Zero (`adaln_zero`).
 """
 
 from collections.abc import Sequence
@@ -33,36 +33,38 @@ from ldm_jax.models.operations.parameters import denoiser_init
 
 
 class UNet(nn.Module):
-    """Estimates the noise (or another target) in noisy latents.
+    """Predicts the noise (or another target) in noisy latents.
 
-    Fields marked "per level" take one value, or one for each level from the finest to
-    the coarsest.
+    Fields marked "per level" take one value, or one per level from the finest to the
+    coarsest.
 
     Attributes:
       out_channels: Channels of the output.
       channels: Width of the finest level, a multiple of `norm_groups`.
       channel_mult: Width of every level over `channels`.
-      num_res_blocks: ResBlocks going down, per level; one more going up.
+      num_res_blocks: ResBlocks in the down path, per level; the up path has one more.
       attention_factors: Downsampling factors of the latents (1, 2, 4, ...) at which
         attention follows every ResBlock. The middle always has attention.
-      num_heads: Heads, per level. Either this or `head_channels` is set; with both set
-        a transformer's width is their product instead of the level's.
+      num_heads: Heads, per level. Set this or `head_channels`; with both set a
+        transformer's width is their product instead of the level's.
       head_channels: Channels of one head, per level.
-      up_num_heads: Heads going up, per level, where they differ; not of transformers.
-      transformer_depth: Transformer blocks in every attention, per level, which a
-        context needs; 0 is plain self-attention.
-      scale_shift_norm: The timestep scales and shifts norms instead of being added.
-      adaln_zero: The timestep embedding, and with it a vector, modulates the layers of
+      up_num_heads: Heads in the up path, per level, if they differ; not for
+        transformers.
+      transformer_depth: Transformer blocks in every attention, per level; required for
+        a context; 0 is plain self-attention.
+      scale_shift_norm: The timestep embedding scales and shifts norms instead of being
+        added.
+      adaln_zero: The timestep embedding, including a vector, modulates the layers of
         the transformer blocks, which start as the identity; see TransformerBlock.
-      resblock_updown: Change resolution by ResBlocks.
+      resblock_updown: Change resolution in ResBlocks.
       conv_resample: Change resolution with a convolution, not by repeating and pooling.
-      norm_groups: Groups of the norms; narrow models want fewer than the published 32.
-      middle_norm_groups: Groups of the norm before the middle's self-attention, where
-        they differ; 0 is none, as in some U-Nets of diffusers. Not of transformers.
-      dropout: Rate in ResBlocks.
+      norm_groups: Groups of the norms; narrow models need fewer than the published 32.
+      middle_norm_groups: Groups of the norm before the middle's self-attention, if they
+        differ; 0 for no norm, as in some U-Nets of diffusers. Not for transformers.
+      dropout: Dropout rate in ResBlocks.
       remat: Recompute the blocks' activations in the backward pass to save memory.
-      attention_kernel: What computes attentions, a row of KERNELS
-        (operations/kernels.py); "auto" for what the table there has for each.
+      attention_kernel: Implementation of attention, a row of KERNELS
+        (operations/kernels.py); "auto" to choose for each attention by the table there.
       dtype: Compute type; parameters, norms, softmax and the output are float32.
     """
 
@@ -92,7 +94,7 @@ class UNet(nn.Module):
             channels=32,
             channel_mult=(1, 2),
             num_res_blocks=1,
-            attention_factors=(),  # The middle attends always.
+            attention_factors=(),  # The middle always has attention.
             num_heads=None,
             head_channels=16,
             up_num_heads=None,
@@ -126,13 +128,13 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """Checks what would be refused once the network is called.
+        """Checks fields that would otherwise fail when the network is called.
 
         Raises:
           ValueError: If widths do not divide into groups and heads.
         """
         check_groups(self.channels, self.channel_mult, self.norm_groups)
-        # The middle, of the last level's width, attends always.
+        # The middle, of the last level's width, always has attention.
         self.heads_at(len(self.channel_mult) - 1)
 
     @nn.compact
@@ -149,20 +151,20 @@ class UNet(nn.Module):
         """Applies the network.
 
         Args:
-          latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+          latents: Noisy latents [B, h, w, c], in the scale of unit-variance latents.
           timesteps: [B]; 0 is the least noisy.
           context: None, or tokens [B, L, D].
-          concat: None, or [B, h, w, c'], stacked behind the latents' channels; one
-            pixel [B, 1, 1, c'] is the same everywhere.
+          concat: None, or [B, h, w, c'], concatenated after the latents' channels; one
+            pixel [B, 1, 1, c'] is broadcast.
           vector: None, or [B, 4 * channels], added to the timestep embedding.
-          train: Whether dropout is live (rng "dropout").
+          train: Whether dropout is on (rng "dropout").
 
         Returns:
           float32 [B, h, w, out_channels].
 
         Raises:
           ValueError: If the size does not halve evenly at every level, a context is
-            given to a U-Net without transformer blocks, or a map or a vector is of a
+            given to a U-Net without transformer blocks, or a map or a vector has a
             wrong size.
         """
         self._check(latents, context, concat, vector)
@@ -184,7 +186,7 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)
 
     def _encode(self, x, condition):
-        """Goes down and through the middle; returns (x, what came before it)."""
+        """Applies the down path and the middle; returns (x, skip connections)."""
         x = conv(self.channels, **self.made, name="conv_in")(x)
         skips, last = [x], len(self.channel_mult) - 1
         for level in range(last + 1):
@@ -256,31 +258,31 @@ class UNet(nn.Module):
 
     @property
     def made(self) -> dict[str, Any]:
-        """How all of its layers are made: start of the weights and compute type."""
+        """Arguments common to all layers: initialiser and compute type."""
         return dict(kernel_init=denoiser_init, dtype=self.dtype)
 
     @property
     def size_multiple(self) -> int:
-        """What both sides of the latents must be multiples of, to halve evenly."""
+        """Divisor that height and width of the latents must have, to halve evenly."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
     def vector_width(self) -> int:
-        """Width of a vector, which is that of the timestep embedding."""
+        """Width of a vector condition, which is that of the timestep embedding."""
         return 4 * self.channels
 
     @nn.nowrap
     def identity(self) -> dict[str, Any]:
-        """Says what the weights mean beyond what their shapes show.
+        """Returns the settings that the weights depend on beyond their shapes.
 
         Returns:
-          Dict of "heads" and "up_heads", (number, channels of one) of each attention
-          going down, the middle last, and going up, of "norm_groups", and of
-          "middle_norm_groups" where they differ.
+          Dict with "heads" and "up_heads", the (heads, channels of one head) of each
+          attention in the down path, the middle last, and in the up path, with
+          "norm_groups", and with "middle_norm_groups" if set.
         """
         levels = range(len(self.channel_mult))
         attending = [level for level in levels if self.attends_at(level)]
-        # The middle, of the last level's width, attends always.
+        # The middle, of the last level's width, always has attention.
         down = [self.heads_at(level) for level in (*attending, levels[-1])]
         up = [self.heads_at(level, up=True) for level in attending]
         found = {"heads": down, "up_heads": up, "norm_groups": self.norm_groups}
@@ -290,19 +292,19 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def blocks_at(self, level: int) -> int:
-        """Says how many ResBlocks a level has.
+        """Returns the number of ResBlocks of a level.
 
         Args:
           level: Index of the level, 0 is the finest.
 
         Returns:
-          Their number going down; there is one more going up.
+          Their number in the down path; the up path has one more.
         """
         return _at(self.num_res_blocks, level)
 
     @nn.nowrap
     def depth_at(self, level: int) -> int:
-        """Says how many transformer blocks an attention has.
+        """Returns the number of transformer blocks of a level's attentions.
 
         Args:
           level: Index of the level.
@@ -314,7 +316,7 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def attends_at(self, level: int) -> bool:
-        """Says whether attention follows the ResBlocks of a level.
+        """Returns whether attention follows the ResBlocks of a level.
 
         Args:
           level: Index of the level.
@@ -326,11 +328,11 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def heads_at(self, level: int, up: bool = False) -> tuple[int, int]:
-        """Says into what heads the attention of a level is cut.
+        """Returns the number and size of the heads of a level's attentions.
 
         Args:
           level: Index of the level.
-          up: Whether on the way up.
+          up: Whether in the up path.
 
         Returns:
           (heads, channels of one head).
@@ -358,7 +360,7 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def _has_transformers(self):
-        """Whether any attention is of transformer blocks; the middle always attends."""
+        """Whether any attention, the middle's included, has transformer blocks."""
         levels = range(len(self.channel_mult))
         attending = filter(self.attends_at, levels)
         return any(map(self.depth_at, (*attending, levels[-1])))

@@ -1,5 +1,5 @@
-"""What layers compute, as functions with gradients of their own and no parameters.
+"""The computations of layers, as functions with custom gradients and no parameters.
 
-Each keeps less for the backward pass, or computes it faster, than differentiation of
-the plain form would; the plain forms stand in the tests.
+Each stores less for the backward pass, or computes it faster, than automatic
+differentiation of the plain form; the plain forms are in the tests.
 """

@@ -1,8 +1,9 @@
-"""Softmax attention in blocks of queries, each with a gradient of its own.
+"""Softmax attention in blocks of queries, with a custom gradient.
 
-Differentiation of the plain form keeps the softmax and the output in float32 beside
-their copies in the compute type, and multiplies float32 by that type in the backward
-pass. Here the compute type is kept and multiplied; sums and the softmax are float32.
+Automatic differentiation of the plain form stores the softmax and the output in float32
+besides their copies in the compute type, and multiplies float32 by that type in the
+backward pass. Here only the compute type is stored and multiplied; sums and the softmax
+are float32.
 """
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from ldm_jax.annotations import Array, Bool, Float
 
-# Most scores of one example in one block of queries: 64 MiB in float32.
+# Maximum number of scores of one example in a block of queries: 64 MiB in float32.
 MAX_SCORES = 2**24
 
 
@@ -23,16 +24,16 @@ def attend_in_blocks(
 ) -> Float[Array, "batch heads length channels"]:
     """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
 
-    Long sequences go in blocks of queries, recomputed in the backward
-    pass, so the scores never lie in memory as a whole.
+    Long sequences are computed in blocks of queries, which are recomputed in the
+    backward pass, so the whole score matrix is never in memory.
 
     Args:
       query: [B, heads, T, d].
       key: [B, heads, S, d].
       value: [B, heads, S, d].
-      mask: Bool [T, S], whether a query attends to a key; each query attends to at
-        least one. None where each attends to all.
-      max_scores: Most scores of one example held at once.
+      mask: Bool [T, S], whether a query attends to a key, at least one for each query;
+        None if all attend to all.
+      max_scores: Maximum number of scores of one example in memory at once.
 
     Returns:
       [B, heads, T, d] in the type of `query`.
@@ -59,16 +60,16 @@ def attend(
     value: Float[Array, "batch heads source channels"],
     mask: Bool[Array, "length source"] | None = None,
 ) -> Float[Array, "batch heads length channels"]:
-    """Attention (Vaswani et al. 2017, Eq. 1) of queries that are scaled already.
+    """Attention (Vaswani et al. 2017, Eq. 1) with already scaled queries.
 
-    Derivatives of any order are there in reverse mode alone.
+    Derivatives of any order work in reverse mode only.
 
     Args:
       query: [B, heads, T, d], times d^-1/2.
       key: [B, heads, S, d].
       value: [B, heads, S, d].
-      mask: Bool [T, S], whether a query attends to a key; each query attends to at
-        least one. None where each attends to all.
+      mask: Bool [T, S], whether a query attends to a key, at least one for each query;
+        None if all attend to all.
 
     Returns:
       [B, heads, T, d] in the type of `query`.
@@ -76,14 +77,14 @@ def attend(
     return _forward(query, key, value, mask)[0]
 
 
-# Jitted, they are traced and lowered once for all attentions of one shape.
+# Jitted, so that they are traced and lowered once for all attentions of one shape.
 @jax.jit
 def _forward(query, key, value, mask):
     scores = _product("bhtd,bhsd->bhts", query, key, jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    # On a GPU one kernel. Divided after the product, where there are fewer numbers, it
-    # would be two, each of which reads the scores.
+    # One kernel on a GPU. With the division after the product, where there are fewer
+    # numbers, there would be two, each of which reads the scores.
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = _product("bhts,bhsd->bhtd", weights, value, query.dtype)
     return out, (query, key, value, weights, out)
@@ -92,10 +93,10 @@ def _forward(query, key, value, mask):
 @jax.jit
 def _backward(kept, gradient):
     query, key, value, weights, out = kept
-    # Without the barrier compilers skip the rounding of the weights, and keep scores in
-    # float32 to make them anew.
+    # Without the barrier compilers skip the rounding of the weights, and store scores
+    # in float32 to recompute them.
     weights = jax.lax.optimization_barrier(weights)
-    # Masked weights are zero, and with them all that follows.
+    # Masked weights are zero, and thus also their gradients.
     products = gradient.astype(jnp.float32) * out.astype(jnp.float32)
     mean = jnp.sum(products, axis=-1, keepdims=True)
     by_value = _product("bhts,bhtd->bhsd", weights, gradient, value.dtype)

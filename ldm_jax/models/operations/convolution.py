@@ -1,4 +1,4 @@
-"""Convolutions and their gradients, as each platform makes them best."""
+"""Convolutions and their gradients, in the form that is fastest on each platform."""
 
 import functools
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from ldm_jax.models.operations import im2col
 from ldm_jax.models.operations.kernel_gradient import by_products, window_of
 from ldm_jax.models.operations.rows import gather, is_alone, kernels_are_split
 
-# As ours are, NHWC with HWIO.
+# The layout of all our convolutions.
 _NAMES = "NHWC", "HWIO", "NHWC"
 
-# Fewest channels of an input with which `by_products` is quicker on a CPU.
+# Minimum channels of an input for which `by_products` is faster on a CPU.
 _CHANNELS = 16
 
 
@@ -28,49 +28,49 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **named: Any,
 ) -> Float[Array, "batch *new_space features"]:
-    """`jax.lax.conv_general_dilated`, differentiable in reverse mode alone.
+    """`jax.lax.conv_general_dilated`, differentiable in reverse mode only.
 
-    NVIDIA's convolutions make gradients of kernels with output channels first. XLA
-    would compute the optimiser in that order, and turn its moments there and back at
-    each step, in float32; here the gradient alone is turned, in its own type. On a CPU
-    gradients of kernels of stride 1 are products of matrices, see `kernel_gradient`,
-    and so are gradients by the input of few pixels with wide kernels, and in bfloat16
-    their forward passes, see `im2col`; of a batch that is split over devices they are
-    XLA's own.
+    NVIDIA's convolutions return gradients of kernels with output channels first. XLA
+    would compute the optimiser in that layout, and transpose its moments there and back
+    at each step, in float32; here only the gradient is transposed, in its own type. On
+    a CPU kernel gradients of stride 1 are matrix products, see `kernel_gradient`, and
+    so are input gradients with few pixels and wide kernels, and in bfloat16 their
+    forward passes, see `im2col`; for a batch that is split over devices they are XLA's
+    own.
 
     Args:
       x: [B, ..., c].
       kernel: [..., c, f] in the type of `x`.
-      strides: Of the window.
-      padding: Zeros before and after each axis of space, or a name for them.
-      **named: What else `jax.lax.conv_general_dilated` takes.
+      strides: Strides of the window.
+      padding: Zeros before and after each spatial axis, or the name of a padding.
+      **named: Other arguments of `jax.lax.conv_general_dilated`.
 
     Returns:
       [B, ..., f].
     """
-    # XLA cannot split the constraint: where parameters are split it would gather all
-    # gradients for it.
+    # XLA cannot shard the layout constraint: with sharded parameters it would gather
+    # all gradients for it.
     kernel = gather(kernel) if kernels_are_split() else _in_order(kernel)
     if _has_products(x, kernel, strides, named):
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(
                 x.shape[1:3], kernel.shape[:2], strides, padding
             )
-        # Nothing comes out of images that are smaller than the window.
+        # The output is empty for images that are smaller than the window.
         if min(window_of(x.shape[1:3], kernel.shape[:2], padding)) > 0:
             return _convolve(x, kernel, tuple(map(tuple, padding)))
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **named)
 
 
 def _has_products(x, kernel, strides, named):
-    """Whether it, or one of its gradients, is made of products on a CPU."""
+    """Whether it, or one of its gradients, is computed as products on a CPU."""
     if x.ndim != 4 or 0 in x.shape or not is_alone():
         return False
     if set(strides) != {1} or kernel.shape[:2] == (1, 1):
         return False
     if not _kernel_has_products(x) and not im2col.is_quicker(x, kernel):
         return False
-    # Of a context, which is gone where gradients are traced.
+    # It is set by a context, which is no longer active when gradients are traced.
     if jax.config.jax_default_matmul_precision is not None:
         return False
     others = dict(named)
@@ -79,7 +79,7 @@ def _has_products(x, kernel, strides, named):
         jax.lax.conv_dimension_numbers(x.shape, kernel.shape, names)
         for names in (given, _NAMES)
     )
-    # All others as they are where they are not given.
+    # All others must have their default values.
     return given == ours and all(o in (None, 1, (1, 1)) for o in others.values())
 
 
@@ -109,7 +109,7 @@ _convolve = jax.custom_vjp(_forward, nondiff_argnums=(2,))
 
 
 def _keep(x, kernel, padding):
-    # What is frozen has no gradient, which would else be traced, and counted.
+    # Frozen inputs need no gradient; without this it would be traced, and counted.
     kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
     return _convolve(x.value, kernel.value, padding), kept
 
@@ -126,7 +126,7 @@ def _gradients(padding, kept, gradient):
 _convolve.defvjp(_keep, _gradients, symbolic_zeros=True)
 
 
-# Jitted, as below.
+# Jitted for the same reason as `_backward` below.
 @functools.partial(jax.jit, static_argnums=0)
 def _of_input(padding, kernel, gradient):
     def by_convolution(kernel, gradient):
@@ -159,11 +159,11 @@ def _of_kernel(padding, x, gradient):
 
 @jax.custom_vjp
 def _in_order(kernel):
-    """The same, whose gradient has its axes in memory in the order of their numbers."""
+    """The identity, whose gradient has the default (row-major) layout in memory."""
     return kernel
 
 
-# Jitted, it is traced and lowered once for all kernels of one shape.
+# Jitted, so that it is traced and lowered once for all kernels of one shape.
 @jax.jit
 def _backward(kept, gradient):
     del kept
@@ -176,5 +176,5 @@ _in_order.defvjp(lambda kernel: (kernel, None), _backward)
 
 def _turn(gradient):
     gradient = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
-    # Else it is turned, in float32, in each part of the optimiser that reads it.
+    # Else it is transposed, in float32, in each part of the optimiser that reads it.
     return jax.lax.optimization_barrier(gradient)

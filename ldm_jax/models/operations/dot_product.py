@@ -1,4 +1,4 @@
-"""Attention by the kernel that the table has for it, and a note of what that was."""
+"""Attention with the kernel that the table selects, and a record of the choices."""
 
 import contextlib
 import contextvars
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ldm_jax.annotations import Array, Bool, Float
 from ldm_jax.models.operations.kernels import AUTO, KERNELS, Shape, choose
 
-# Attentions traced since `noted` began: (kernel, Shape) of each.
+# Attentions traced within `noted`: (kernel, Shape) of each.
 _NOTES: contextvars.ContextVar[list | None] = contextvars.ContextVar(
     "attentions", default=None
 )
@@ -28,15 +28,15 @@ def dot_product_attention(
       query: [B, heads, T, d].
       key: [B, heads, S, d].
       value: [B, heads, S, d].
-      mask: Bool [T, S], whether a query attends to a key; each query attends to at
-        least one. None where each attends to all.
-      kernel: Row of KERNELS; AUTO for the one that the table has for it.
+      mask: Bool [T, S], whether a query attends to a key, at least one for each query;
+        None if all attend to all.
+      kernel: Row of KERNELS; AUTO for the one that the table selects.
 
     Returns:
       [B, heads, T, d] in the type of `query`.
 
     Raises:
-      ConfigError: If `kernel` is unknown, or cannot compute this on this device.
+      ConfigError: If `kernel` is unknown, or does not support this on this device.
     """
     batch, heads, length, width = query.shape
     dtype = jnp.dtype(query.dtype).name
@@ -50,10 +50,10 @@ def dot_product_attention(
 
 
 class Notes(list):
-    """Attentions of a program: (row of KERNELS, Shape) of each, as they are traced."""
+    """Attentions of a program: (row of KERNELS, Shape) of each, in order of tracing."""
 
     def __str__(self) -> str:
-        """One line: kernels, and tokens x tokens, heads x width of all they compute."""
+        """One line: each kernel with the tokens x tokens, heads x width it computes."""
         found = {}
         for name, shape in self:
             found.setdefault(name, {})[str(shape)] = True
@@ -63,10 +63,10 @@ class Notes(list):
 
 @contextlib.contextmanager
 def noted() -> Iterator[Notes]:
-    """Notes the attentions that are traced within.
+    """Records the attentions that are traced within the context.
 
     Yields:
-      Notes, which fill up.
+      Notes, to which they are appended.
     """
     notes = Notes()
     token = _NOTES.set(notes)

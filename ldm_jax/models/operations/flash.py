@@ -1,7 +1,7 @@
-"""Attention by JAX's Pallas kernel for TPUs, which writes no scores to memory.
+"""Attention with JAX's Pallas kernel for TPUs, which writes no scores to memory.
 
-The kernel takes whole tiles: what is short of one is filled up with zeros, in channels
-as they are, in tokens so that nothing attends to them.
+The kernel needs whole tiles: channels and tokens are padded with zeros, and padded
+tokens are not attended to.
 """
 
 import jax
@@ -28,9 +28,9 @@ def flash(
 ) -> Float[Array, "batch heads length channels"]:
     """Scaled dot-product attention (Dao et al. 2022, Alg. 1), softmax in float32.
 
-    XLA does not see into a kernel and cannot split it: where the program is traced with
-    a mesh of several devices, as `sharding.on_mesh` does, each computes its rows of the
-    batch, or all of a batch that does not divide.
+    XLA cannot shard a Pallas kernel: if the program is traced under a mesh of several
+    devices, see `sharding.on_mesh`, each device computes its rows of the batch, or the
+    whole batch if it does not divide.
 
     Args:
       query: [B, heads, T, d].
@@ -56,7 +56,7 @@ def _kernel(query, key, value):
     query, key, value = map(_filled, (query, key, value))
     segments = None
     if key.shape[2] > source:
-        # Queries are of segment 0 and attend to keys of it.
+        # Queries are in segment 0 and attend only to keys in it.
         filled = jnp.arange(key.shape[2]) >= source
         filled = jnp.broadcast_to(filled, (key.shape[0], key.shape[2]))
         queries = jnp.zeros(query.shape[::2], jnp.int32)
@@ -70,7 +70,7 @@ def _kernel(query, key, value):
 
 
 def _filled(x):
-    """`x` with whole tiles of tokens and of channels."""
+    """`x` padded to whole tiles of tokens and of channels."""
     return jnp.pad(x, [(0, 0), (0, 0), *((0, -size % TILE) for size in x.shape[2:])])
 
 

@@ -1,4 +1,4 @@
-"""GELU, and the gate that it makes, with a gradient that keeps its input alone."""
+"""GELU and GEGLU, with a gradient that stores only the input."""
 
 import math
 
@@ -9,11 +9,11 @@ from ldm_jax.annotations import Array, Float
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU (Hendrycks & Gimpel 2016), x times the normal distribution.
+    """The exact GELU (Hendrycks & Gimpel 2016), x times the normal CDF.
 
-    Arithmetic is float32, of x (1 + erf(x / sqrt(2))) / 2, PyTorch's form, which is a
-    fraction of the work of one with erfc; far below zero its absolute error is
-    float32's of 1, times x.
+    Computed in float32 as x (1 + erf(x / sqrt(2))) / 2, as in PyTorch, which takes a
+    fraction of the time of a form with erfc; far below zero its absolute error is
+    float32's precision at 1, times x.
 
     Args:
       x: [...].
@@ -27,9 +27,9 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @jax.custom_vjp
 def geglu(x: Float[Array, "... both"]) -> Float[Array, "... channels"]:
-    """The first half of the channels times the GELU of the other (Shazeer 2020).
+    """The first half of the channels times the GELU of the second (Shazeer 2020).
 
-    Arithmetic is float32. Derivatives of any order are there in reverse mode alone.
+    Computed in float32. Derivatives of any order work in reverse mode only.
 
     Args:
       x: [..., 2 c].
@@ -49,14 +49,15 @@ def _backward(x, gradient):
     gradient = gradient.astype(jnp.float32)
     value, gate = _halves(x)
     density = jnp.exp(-jnp.square(gate) / 2) / math.sqrt(2 * math.pi)
-    # As `gelu` has it, to the same bits, and from the other side: compilers would write
-    # to memory what both halves have in common, and do not know that erf is odd.
+    # Bit-identical to that in `gelu`, but of the negated argument: compilers would
+    # otherwise write the common subexpression to memory; they do not know that erf is
+    # odd.
     distribution = (1 - jax.lax.erf(gate / -math.sqrt(2))) / 2
     by_gate = gradient * value * (distribution + gate * density)
     halves = [gradient * gelu(gate), by_gate]
     both = jnp.concatenate(halves, axis=-1).astype(x.dtype)
-    # XLA for GPUs takes the concatenation up into each of the two products that read
-    # it, and where they turn out to be cuBLAS's it copies the halves for either.
+    # XLA for GPUs fuses the concatenation into each of the two products that read it,
+    # and if these become cuBLAS calls it copies the halves for both.
     return (jax.lax.optimization_barrier(both),)
 
 

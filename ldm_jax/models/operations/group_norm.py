@@ -1,9 +1,9 @@
-"""Group normalisation, modulation and SiLU as one function that keeps its input alone.
+"""Group normalisation, modulation and SiLU as a function that stores only its input.
 
-Differentiation of the plain form keeps float32 copies of the activations, beside an
-input in bfloat16 several times its bytes. Here the backward pass makes them anew: it
-reads the input and the outer gradient for two sums per channel, and once more for the
-result.
+Automatic differentiation of the plain form stores float32 copies of the activations,
+several times the size of an input in bfloat16. Here the backward pass recomputes them:
+it reads the input and the outer gradient for two sums per channel, and once more for
+the result.
 """
 
 import functools
@@ -22,7 +22,7 @@ class GroupNormOptions(NamedTuple):
     """How to normalise.
 
     Attributes:
-      groups: Groups, which divide the channels.
+      groups: Groups, a divisor of the channels.
       epsilon: Added to the variance.
       silu: Whether SiLU follows.
       dtype: Type of the output.
@@ -45,12 +45,12 @@ def group_norm(
 ) -> Float[Array, "batch height width channels"]:
     """Normalises over height, width and the channels of a group (Wu & He 2018).
 
-    Statistics and arithmetic are float32. Squares are taken about the mean of the first
-    row of each channel, and its mean about that of a channel of the group, so the
-    variance's relative error stays below about 1e-7 times the height and the channels
-    of a group however large the mean is: the spread within the tensor bounds how far
-    these can lie from the tensor's. Derivatives of any order are there in reverse mode
-    alone.
+    Computed in float32. For accuracy, squares are taken about the mean of the first row
+    of each channel, and the channel's mean about that of a channel of the group. So the
+    relative error of the variance stays below about 1e-7 times the height and the
+    channels of a group, however large the mean is: the spread within the tensor bounds
+    how far these reference values can be from its mean. Derivatives of any order work
+    in reverse mode only.
 
     Args:
       x: [B, h, w, c].
@@ -58,8 +58,9 @@ def group_norm(
       bias: [c].
       modulation: None or (scale, shift), each [B, c]: the result times (1 + scale) plus
         shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
-      added: None, or float32 that is added to all pixels of `x` before. Its gradient
-        follows from sums that are there: no sweep, as an addition before would take.
+      added: None, or float32 [B, c], added to all pixels of `x` before the norm. Its
+        gradient follows from sums that are computed anyway, without the additional pass
+        over memory that a separate addition would need.
       options: GroupNormOptions.
 
     Returns:
@@ -68,7 +69,7 @@ def group_norm(
     return _forward(x, scale, bias, modulation, added, options)[0]
 
 
-# Jitted, they are traced and lowered once for all norms of one shape.
+# Jitted, so that they are traced and lowered once for all norms of one shape.
 @functools.partial(jax.jit, static_argnums=5)
 def _forward(x, scale, bias, modulation, added, options):
     groups, epsilon, silu, dtype = options
@@ -93,12 +94,12 @@ group_norm.defvjp(_forward, _backward)
 
 
 def _pull(groups, silu, sums, kept, gradient):
-    """Gradients of what `group_norm` takes."""
+    """Gradients of the arguments of `group_norm`."""
     x, scale, bias, modulation, mean, rate, distance = kept
     (weight, offset), pull = jax.vjp(_affine, scale, bias, modulation, rate)
 
     def recompute(x, gradient):
-        """`x` about its mean, and the gradient before SiLU, in float32."""
+        """`x` minus its mean, and the gradient before SiLU, in float32."""
         centred = x.astype(jnp.float32) - _pixel(mean)
         gradient = gradient.astype(jnp.float32)
         if silu:
@@ -107,16 +108,16 @@ def _pull(groups, silu, sums, kept, gradient):
             gradient = gradient * (gate * (1 + y * (1 - gate)))
         return centred, gradient
 
-    # Without the barriers compilers find again what was made of x before, in the
-    # forward pass or in the first sweep, and keep that in float32.
+    # Without the barriers compilers merge this with the same computation in the forward
+    # pass or in the first sweep, and store the result in float32.
     inputs = jax.lax.optimization_barrier((x, gradient))
     centred, gradient = recompute(*inputs)
     found = sums.both(gradient, gradient * centred, (1, 2))
     inputs, found = jax.lax.optimization_barrier((inputs, found))
     by_offset, by_weight = sums.parts(found)
     *by_parameters, by_rate = pull((by_weight, by_offset))
-    # By the mean, and by the variance: that moves with an element by 2 / n of its
-    # distance from the mean, and the rate with it by -rate^3 / 2.
+    # Gradients by the mean and by the variance: the variance's derivative by an element
+    # is 2 / n of its distance from the mean, the rate's by the variance -rate^3 / 2.
     both = jnp.stack([by_offset * weight, by_rate * rate**3])
     shift, slope = -sums.fold(both, groups) / (x.shape[1] * x.shape[2])
     centred, gradient = recompute(*inputs)
@@ -130,7 +131,7 @@ def _pull(groups, silu, sums, kept, gradient):
 
 
 def _affine(scale, bias, modulation, rate):
-    """What a centred element is multiplied by and what is added: two [B, c]."""
+    """The weight and the offset of centred elements: two [B, c]."""
     weight = scale[None] * rate
     if modulation is None:
         return weight, jnp.broadcast_to(bias[None], weight.shape)
@@ -142,17 +143,18 @@ def _moments(groups, sums, x, added):
     """Moments of every group, repeated for its channels: three [B, c].
 
     Returns:
-      (mean, less what is added to the channel; variance; by how much the mean of the
-      channel lies above that of the group).
+      (mean, minus what is added to the channel; variance; mean of the channel minus
+      that of the group).
     """
     added = 0.0 if added is None else added
-    # Divided before the sum: after it that would be a kernel of its own.
+    # Divided before the sum: after it, that would be a separate kernel.
     row = jnp.sum(x[:, 0] / x.shape[2], axis=1)
     centred = x - _pixel(row)
     found = sums.parts(sums.both(centred, jnp.square(centred), (1, 2)))
     distance, square = (part / (x.shape[1] * x.shape[2]) for part in found)
     within = square - jnp.square(distance)
-    # Channels are compared about a mean of one or all of them, whichever is at hand.
+    # Means of channels are taken about a reference: the mean of one channel or of all,
+    # whichever is cheaper on the platform.
     level = sums.level(row + added, groups)
     distance += row + added - level
     both = jnp.stack([distance, within + jnp.square(distance)])
@@ -162,5 +164,5 @@ def _moments(groups, sums, x, added):
 
 
 def _pixel(values):
-    """Values of channels [B, c] as [B, 1, 1, c]."""
+    """Reshapes values of channels [B, c] to [B, 1, 1, c]."""
     return values[:, None, None]

@@ -1,10 +1,10 @@
-"""Convolutions of few pixels with wide kernels on a CPU, as one product of matrices.
+"""Convolutions of few pixels with wide kernels on a CPU, as one matrix product.
 
-XLA's gradient by the input copies the kernel into another order at each call, which
-takes longer than the convolution itself where pixels are few: at the deep levels of a
-U-Net. Here what comes out is copied (col2im), and the kernel is a matrix as it lies in
-memory. In bfloat16, in which XLA's convolutions are slow, pixels are copied (im2col)
-for the forward pass, too; in float32 XLA's own is quicker (benchmarks/RESULTS.md).
+XLA's gradient by the input transposes the kernel at each call, which takes longer than
+the convolution itself if there are few pixels: at the deep levels of a U-Net. Here the
+result is copied instead (col2im), and the kernel is used as a matrix in its memory
+layout. In bfloat16, for which XLA's convolutions are slow, the forward pass is a
+product as well (im2col); in float32 XLA's own is faster (benchmarks/RESULTS.md).
 """
 
 import functools
@@ -17,7 +17,7 @@ import numpy as np
 from ldm_jax.annotations import Array, Float
 from ldm_jax.models.operations.kernel_gradient import Padding, pad, window_of
 
-# Fewest weights of a tap of the window with which products are quicker.
+# Minimum weights per tap of the window for which products are faster.
 _WEIGHTS = 256 * 256
 
 
@@ -26,15 +26,14 @@ def is_quicker(
     kernel: Float[Array, "rows columns channels features"],
     gradient: bool = False,
 ) -> bool:
-    """Says whether one product is quicker than XLA's convolution on a CPU.
+    """Returns whether one product is faster than XLA's convolution on a CPU.
 
-    Forward it never is in float32.
+    For the forward pass in float32 it never is.
 
     Args:
-      array: [B, h, w, c] or [B, H, W, f], what is multiplied with the kernel: what is
-        convolved, or the gradient by what comes out.
+      array: The input [B, h, w, c], or the gradient by the output [B, H, W, f].
       kernel: [k, l, c, f].
-      gradient: Whether `gradient_by_input` is meant, and not `convolve`.
+      gradient: Whether this is about `gradient_by_input` instead of `convolve`.
 
     Returns:
       Whether it is.
@@ -51,7 +50,7 @@ def convolve(
     kernel: Float[Array, "rows columns channels features"],
     padding: Padding,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolves with stride 1.
+    """Computes a convolution with stride 1.
 
     Args:
       x: [B, h, w, c].
@@ -66,24 +65,24 @@ def convolve(
     x = pad(x, *padding)
 
     def copy(tap, pixels):
-        """Copies what the window sees there of each pixel."""
+        """Copies the input at this tap of the window for each output pixel."""
         start = 0, jax.lax.div(tap, columns), jax.lax.rem(tap, columns), 0
         seen = jax.lax.dynamic_slice(x, start, (*size, channels))
         return jax.lax.dynamic_update_slice(pixels, seen, (0, 0, 0, tap * channels))
 
     taps = rows * columns
-    # Zeros alone XLA would make before they are needed, and keep those of all layers.
+    # An array of only zeros XLA would make early, and keep one for each layer.
     first = x[:, : size[1], : size[2]]
     others = jnp.zeros((*size, (taps - 1) * channels), x.dtype)
     pixels = jnp.concatenate([first, others], -1)
-    # A loop, as nine slices beside each other take half as long again to compile.
+    # A loop, as nine separate slices take half as long again to compile.
     pixels = jax.lax.fori_loop(1, taps, copy, pixels)
     y = _multiply(pixels.reshape(-1, taps * channels), kernel.reshape(-1, features), 0)
     return y.reshape(*size, features).astype(x.dtype)
 
 
 def _multiply(rows, matrix, axis):
-    """Rows times a matrix, in float32: XLA's CPU products to bfloat16 are slow."""
+    """Rows times a matrix, to float32: XLA's CPU products to bfloat16 are slow."""
     return jax.lax.dot_general(
         rows, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
     )
@@ -94,11 +93,11 @@ def gradient_by_input(
     gradient: Float[Array, "batch new_height new_width features"],
     padding: Padding,
 ) -> Float[Array, "batch height width channels"]:
-    """Computes the gradient of `convolve` by what is convolved.
+    """Computes the gradient of `convolve` with respect to its input.
 
     Args:
       kernel: [k, l, c, f].
-      gradient: [B, H, W, f], by what comes out.
+      gradient: Gradient by the output, [B, H, W, f].
       padding: Zeros before and after, of height and of width.
 
     Returns:
@@ -106,7 +105,7 @@ def gradient_by_input(
     """
     rows, columns, channels, features = kernel.shape
     (above, below), (left, right) = padding
-    # Of each pixel that comes out, by what it was made of; summed in float32.
+    # The gradient of each output pixel by its inputs; summed in float32.
     taps = _multiply(gradient.reshape(-1, features), kernel.reshape(-1, features), 1)
     taps = taps.reshape(*gradient.shape[:3], rows * columns, channels)
     moved = (

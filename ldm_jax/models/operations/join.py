@@ -1,4 +1,4 @@
-"""Two maps beside each other, written to memory once."""
+"""Concatenation of two feature maps, written to memory once."""
 
 import functools
 
@@ -14,7 +14,7 @@ def join(
 ) -> Float[Array, "batch height width all"]:
     """Concatenates channels.
 
-    XLA for GPUs otherwise joins them anew, and keeps both results, where a matrix
+    Without this, XLA for GPUs concatenates twice, and keeps both results, if a matrix
     product reads the result in another shape than a norm.
 
     Args:
@@ -39,7 +39,7 @@ def _forward(width, x, skip):
 
 def _backward(width, kept, gradient):
     del kept
-    # Without a barrier: what makes the gradient is taken up into each part.
+    # Without a barrier: the gradient's computation is fused into each part.
     return tuple(jnp.split(gradient, [width], axis=-1))
 
 

@@ -1,9 +1,9 @@
-"""Gradients of convolutions by their kernels on a CPU, as products of matrices.
+"""Gradients of convolutions by their kernels on a CPU, as matrix products.
 
 XLA's own takes up to seven times as long there as PyTorch's (benchmarks/RESULTS.md).
-Of a kernel of three rows and three columns it is one product: three shifts of the input
-by a column, beside each other, with three shifts of the outer gradient by a row. Block
-by block, so that the shifted copies stay in the cache and take little memory.
+For a 3x3 kernel it is one product: three column shifts of the input, concatenated, with
+three row shifts of the outer gradient. It is computed in blocks, so that the shifted
+copies stay in the cache and take little memory.
 """
 
 import functools
@@ -28,8 +28,8 @@ def by_products(
     """Computes the gradient of a convolution of stride 1 by its kernel.
 
     Args:
-      x: [B, h, w, c], what is convolved.
-      gradient: [B, H, W, f], by what comes out.
+      x: Input of the convolution, [B, h, w, c].
+      gradient: Gradient by the output, [B, H, W, f].
       padding: Zeros before and after, of height and of width.
 
     Returns:
@@ -39,13 +39,13 @@ def by_products(
     *_, width, features = gradient.shape
     (above, below), (left, right) = padding
     rows, columns = window_of(x.shape[1:3], gradient.shape[1:3], padding)
-    # Zeros, or where there are more than a window reaches fewer lines.
+    # Adds zeros; with more padding than the window needs, removes lines instead.
     x = pad(x, (0, 0), (left, right))
     gradient = pad(gradient, (rows - 1 - above, rows - 1 - below), (0, 0))
     images, lines = _block(batch, height, width)
 
     def product(image, line):
-        """Of the block that begins there: [columns x channels, rows x features]."""
+        """The product of one block: [columns x channels, rows x features]."""
         part = functools.partial(_cut, images=images, start=(image, line))
         inputs, outer = part(x, lines), part(gradient, lines + rows - 1)
         inputs = [inputs[:, :, j : j + width] for j in range(columns)]
@@ -74,15 +74,15 @@ def by_products(
 def window_of(
     size: Sequence[int], new_size: Sequence[int], padding: Padding
 ) -> tuple[int, ...]:
-    """Finds the window of a convolution of stride 1, or what comes out of it.
+    """Computes the window size of a convolution of stride 1, or its output size.
 
     Args:
-      size: Of what is convolved, by axis.
-      new_size: Of what comes out; or of the window, for the size of what comes out.
+      size: Size of the input, by axis.
+      new_size: Size of the output, for that of the window; or vice versa.
       padding: Zeros before and after.
 
     Returns:
-      Its size by axis.
+      Size of the window, or of the output, by axis.
     """
     both = zip(size, new_size, padding, strict=True)
     return tuple(n + sum(zeros) - new + 1 for n, new, zeros in both)
@@ -93,11 +93,11 @@ def pad(
     height: tuple[int, int],
     width: tuple[int, int],
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """Puts lines of zeros around an image, or takes lines away.
+    """Pads images with zeros, or crops them.
 
     Args:
       array: [B, h, w, c].
-      height: Lines before and after; below zero they are taken away.
+      height: Lines before and after; negative to crop.
       width: Columns likewise.
 
     Returns:
@@ -115,7 +115,7 @@ def _block(batch, height, width):
 
 
 def _divisor(number, most):
-    """The largest divisor of a number that is not above another, 1 at least."""
+    """The largest divisor of `number` that is at most `most`, but at least 1."""
     return max(n for n in range(1, max(1, min(number, most)) + 1) if number % n == 0)
 
 

@@ -1,7 +1,7 @@
-"""Which kernel computes an attention: a table by device and shape.
+"""Selects the kernel of an attention from a table, by device and shape.
 
-KERNELS has what each kernel can do, TABLE where one is taken in place of `einsum`.  A
-network's field `attention_kernel` names one for all of its attentions instead.
+KERNELS describes what each kernel supports, TABLE when one is used instead of `einsum`.
+The field `attention_kernel` of a network sets one for all of its attentions instead.
 """
 
 import functools
@@ -20,13 +20,13 @@ AUTO = "auto"
 
 
 class Device(NamedTuple):
-    """What kernels need.
+    """The properties of a device that the choice of a kernel depends on.
 
     Attributes:
-      platform: "cpu", "cuda", "tpu", or as JAX names another.
+      platform: "cpu", "cuda", "tpu", or JAX's name of another.
       capability: Compute capability of a "cuda" device, (major, minor).
-      scattered: Whether there are several, and the program is traced without the mesh
-        that they form.
+      scattered: Whether there are several devices, and the program is traced without
+        their mesh.
     """
 
     platform: str
@@ -35,16 +35,16 @@ class Device(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """An attention.
+    """The shape of an attention.
 
     Attributes:
-      batch: Examples.
-      heads: Heads.
-      length: Tokens that attend.
-      source: Tokens that are attended to.
+      batch: Number of examples.
+      heads: Number of heads.
+      length: Number of queries.
+      source: Number of keys.
       width: Channels of a head.
       dtype: Name of the compute type.
-      masked: Whether a mask says who attends to whom.
+      masked: Whether it has a mask.
     """
 
     batch: int
@@ -56,16 +56,16 @@ class Shape(NamedTuple):
     masked: bool = False
 
     def __str__(self) -> str:
-        """Tokens, heads and their width, as logs have them."""
+        """Tokens, heads and their width, for logs."""
         return f"{self.length}x{self.source} {self.heads}x{self.width}"
 
 
 class Kernel(NamedTuple):
-    """A way to compute attention.
+    """An implementation of attention.
 
     Attributes:
       run: (query, key, value, mask) -> output, as `dot_product_attention`.
-      refuses: (Shape, Device) -> why it cannot compute that there, or None.
+      refuses: (Shape, Device) -> why it does not support that, or None if it does.
     """
 
     run: Callable
@@ -73,13 +73,13 @@ class Kernel(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Where a kernel is taken that nobody has asked for.
+    """When a kernel is selected by AUTO.
 
     Attributes:
-      platform: Of the device.
+      platform: Platform of the device.
       kernel: Row of KERNELS.
-      tokens: Fewest on either side.
-      width: Most channels of a head.
+      tokens: Minimum number of queries and of keys.
+      width: Maximum channels of a head.
     """
 
     platform: str
@@ -89,7 +89,7 @@ class Row(NamedTuple):
 
 
 def this_device() -> Device:
-    """Says what the program that is traced will run on.
+    """Returns the device that the traced program will run on.
 
     Returns:
       Device of JAX's default backend.
@@ -106,15 +106,15 @@ def choose(shape: Shape, asked: str = AUTO, device: Device | None = None) -> str
     """Chooses the kernel of an attention.
 
     Args:
-      shape: Shape.
-      asked: Row of KERNELS, or AUTO for what TABLE says.
+      shape: Shape of the attention.
+      asked: Row of KERNELS, or AUTO to choose by TABLE.
       device: Device; `this_device()` by default.
 
     Returns:
       Row of KERNELS.
 
     Raises:
-      ConfigError: If what is asked for is unknown, or cannot compute this here.
+      ConfigError: If `asked` is unknown, or does not support this shape and device.
     """
     check_kernel(asked)
     device = device or this_device()
@@ -137,10 +137,10 @@ def check_kernel(name: str) -> None:
     """Checks the name of a kernel.
 
     Args:
-      name: What a config has.
+      name: Name from a config.
 
     Raises:
-      ConfigError: If there is none of this name; the message lists them.
+      ConfigError: If the name is unknown; the message lists the known ones.
     """
     if name != AUTO and name not in KERNELS:
         raise ConfigError(
@@ -159,11 +159,11 @@ def _takes(row, shape, device):
 
 
 def _einsum_refuses(shape, device):
-    del shape, device  # It is for all.
+    del shape, device  # It supports all.
 
 
 def _cudnn_refuses(shape, device):
-    # NVIDIA has 256 channels for Hopper alone.
+    # cuDNN supports 256 channels only on Hopper.
     widest = 256 if device.capability[0] == 9 else 128
     if device.platform != "cuda":
         return f"it is for NVIDIA's GPUs, and this is a {device.platform}"
@@ -175,14 +175,14 @@ def _cudnn_refuses(shape, device):
         return f"it takes heads of a multiple of 8 channels, {widest} at most"
     if shape.masked:
         return "it takes no mask"
-    # Where a program is planned for another device, there is nothing to try it on.
+    # If a program is planned for another device, there is none to try it on.
     here = jax.default_backend() == "gpu"
     return _cudnn_fails(shape._replace(batch=1)) if here else None
 
 
 @functools.lru_cache
 def _cudnn_fails(shape):
-    """Compiles one and its gradient; says why cuDNN cannot, which no table knows."""
+    """Tries to compile it and its gradient; returns cuDNN's error, or None."""
 
     def total(query, key, value):
         return _cudnn(query, key, value, None).astype(jnp.float32).sum()
@@ -191,12 +191,12 @@ def _cudnn_fails(shape):
         jax.ShapeDtypeStruct((1, shape.heads, tokens, shape.width), shape.dtype)
         for tokens in (shape.length, shape.source)
     )
-    # Nothing of the program that is being traced is of it.
+    # Independent of the program that is being traced.
     nowhere = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     try:
         with nowhere, jax.ensure_compile_time_eval():
             jax.jit(jax.grad(total, (0, 1, 2))).lower(query, key, key).compile()
-    except Exception as error:  # Whatever it is, another kernel computes the same.
+    except Exception as error:  # Whatever the error, another kernel can be used.
         lines = str(error).splitlines() or [type(error).__name__]
         return f"cuDNN cannot ({lines[0]})"
     return None
@@ -215,9 +215,9 @@ def _flash_refuses(shape, device):
 def _cudnn(query, key, value, mask):
     del mask
     length, source = query.shape[2], key.shape[2]
-    # JAX refuses gradients where a number of tokens is odd, as that of a caption.
-    # Its call wants all of them split alike, which where parameters are split they are
-    # not of themselves.
+    # JAX has no gradient for an odd number of tokens, such as that of a caption. Its
+    # call needs the same sharding for all arguments, which with sharded parameters they
+    # do not have by default.
     query, key, value = (
         split_rows(_even(x.swapaxes(1, 2))) for x in (query, key, value)
     )
@@ -234,18 +234,18 @@ def _cudnn(query, key, value, mask):
 
 
 def _lengths(batch, tokens):
-    """[B], split as rows are: each device's call wants those of its own."""
+    """Number of tokens of each row, [B], sharded like the rows."""
     return split_rows(jnp.full((batch,), tokens, jnp.int32))
 
 
 def _even(rows):
-    """[B, tokens, ...] with a token of zeros more where their number is odd."""
+    """[B, tokens, ...] with an additional token of zeros if their number is odd."""
     return jnp.pad(rows, ((0, 0), (0, rows.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _flash(query, key, value, mask):
     del mask
-    # Pallas takes a second to import, which nobody else shall wait for.
+    # Importing Pallas takes a second, so only those who use it should pay for it.
     from ldm_jax.models.operations.flash import flash
 
     return flash(query, key, value)
@@ -257,7 +257,8 @@ KERNELS = {
     "flash": Kernel(_flash, _flash_refuses),
 }
 
-# The first row that fits. Einsum has not been timed beside it: cuDNN's is where it was
-# counted to move less (benchmarks/RESULTS.md) than einsum, which in a training step
-# writes and reads some 45 bytes for each pair of tokens and head.
+# The first matching row is used. The kernels have not been timed against einsum:
+# cuDNN's is used where by count it moves fewer bytes (benchmarks/RESULTS.md) than
+# einsum, which in a training step writes and reads some 45 bytes for each pair of
+# tokens and head.
 TABLE = (Row("cuda", "cudnn", tokens=64, width=256),)

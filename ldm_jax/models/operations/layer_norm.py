@@ -1,4 +1,4 @@
-"""Layer normalisation that keeps its input, and two numbers for each row of it."""
+"""Layer normalisation that stores only its input and two numbers per row."""
 
 import functools
 
@@ -18,9 +18,9 @@ def layer_norm(
     epsilon: float,
     dtype: DTypeLike,
 ) -> Float[Array, "... channels"]:
-    """Normalises over channels (Ba et al. 2016); statistics are exact, in float32.
+    """Normalises over channels (Ba et al. 2016), with two-pass statistics in float32.
 
-    Derivatives of any order are there in reverse mode alone.
+    Derivatives of any order work in reverse mode only.
 
     Args:
       x: [..., c].
@@ -35,7 +35,7 @@ def layer_norm(
     return _forward(x, scale, bias, epsilon, dtype)[0]
 
 
-# Jitted, they are traced and lowered once for all norms of one shape.
+# Jitted, so that they are traced and lowered once for all norms of one shape.
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _forward(x, scale, bias, epsilon, dtype):
     wide = x.astype(jnp.float32)
@@ -57,20 +57,20 @@ layer_norm.defvjp(_forward, _backward)
 
 
 def _pull(sums, kept, gradient):
-    """Gradients of what `layer_norm` takes."""
+    """Gradients of the arguments of `layer_norm`."""
     x, scale, bias, mean, rate = kept
 
     def recompute(x, gradient):
         """The normalised rows, and the gradient by the output, in float32."""
         return (x.astype(jnp.float32) - mean) * rate, gradient.astype(jnp.float32)
 
-    # As in group_norm.py: else what is made of x is kept in float32.
+    # As in group_norm.py: without barriers, results from x are stored in float32.
     inputs = jax.lax.optimization_barrier((x, gradient))
     by_scale = by_bias = None
     if scale is not None or bias is not None:
         rows, outer = recompute(*inputs)
-        # Of each example, as devices that share a batch would else wait here for
-        # each other's.
+        # Sums per example first, as devices would otherwise communicate here to sum
+        # over the batch.
         tokens = tuple(range(1, x.ndim - 1))
         found = sums.both(outer * rows, outer, tokens)
         inputs, found = jax.lax.optimization_barrier((inputs, found))
@@ -87,5 +87,5 @@ def _pull(sums, kept, gradient):
 
 
 def _row(values, x):
-    """[c] with the axes of x."""
+    """Reshapes [c] to broadcast with x."""
     return values.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""Parameters: how they start, and flax's layers with them, quick to trace."""
+"""Initialisation of parameters, and flax's layers in a form that traces quickly."""
 
 import contextlib
 import contextvars
@@ -20,32 +20,32 @@ from ldm_jax.models.operations.rows import split_rows
 
 Initializer = jax.nn.initializers.Initializer
 
-# How weights start: with variance 1 / fan_in in all networks but denoisers, which learn
-# faster at first from a third of it, PyTorch's default. (Autoencoders stay at grey
-# images several times as long from that.) Measured: see benchmarks/RESULTS.md.
-# Jitted, they are traced once for all weights of one shape.
+# Initialisers of weights: variance 1 / fan_in in all networks except denoisers, which
+# at first learn faster with a third of it, PyTorch's default. (With that, autoencoders
+# output grey images for several times as long.) Measured: see benchmarks/RESULTS.md.
+# Jitted, so that they are traced once for all weights of one shape.
 _traced_once = functools.partial(jax.jit, static_argnums=(1, 2))
 kernel_init = _traced_once(draws.kernels(nn.initializers.lecun_normal()))
 denoiser_init = _traced_once(
     draws.kernels(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
 )
 
-# What needs no random numbers.
+# Initialisers that need no random numbers.
 _CONSTANT = (nn.initializers.zeros, nn.initializers.ones)
 
-# Path of a parameter -> (init, shape, *rest), while `initialise` asks for them.
+# Path of a parameter -> (init, shape, *rest), while `initialise` collects them.
 _asked = contextvars.ContextVar("asked", default=None)
 
 
 def variable_shapes(module: nn.Module, *args: Any) -> dict[str, Any]:
-    """Finds the shapes of a module's variables; nothing is drawn.
+    """Returns the shapes of a module's variables without initialising them.
 
     Args:
       module: Module.
-      *args: What it is called with; only shapes and types matter.
+      *args: Arguments of its call; only shapes and types matter.
 
     Returns:
-      Variables, as `module.init` returns them, of ShapeDtypeStructs.
+      Variables like those of `module.init`, as ShapeDtypeStructs.
     """
     return initialise(module, None, *args)[1]
 
@@ -53,30 +53,30 @@ def variable_shapes(module: nn.Module, *args: Any) -> dict[str, Any]:
 def initialise(
     module: nn.Module, rng: Key[Array, ""] | None, *args: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Draws the variables of a module, as `init_with_output` does; quick to compile.
+    """Initialises the variables of a module like `init_with_output`, but compiles fast.
 
-    A call of the module tells its parameters, but only their draws are computed. Those
-    of one shape that start alike are drawn in one loop, each from a key of its own, so
-    that there are some tens of draws to compile and not some hundreds.
+    The module's call is only traced, to collect its parameters. Parameters with the
+    same shape and initialiser are drawn in one loop, each with its own key, so that
+    some tens of draws are compiled instead of some hundreds.
 
     Args:
-      module: Module, whose parameters are made by `param`; others are drawn by flax.
-      rng: Typed key; None draws nothing.
-      *args: What it is called with; only shapes and types matter.
+      module: Module; parameters not made by `param` are initialised by flax.
+      rng: Typed key; None to compute only shapes and types.
+      *args: Arguments of its call; only shapes and types matter.
 
     Returns:
-      (what the call returns, of ShapeDtypeStructs; variables, likewise without `rng`).
+      (output of the call as ShapeDtypeStructs; variables, without `rng` likewise).
     """
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda *args: args, *args))
     try:
         hash(module)
         ask = _ask
     except TypeError:
-        # A field is a list, as JSON has it.
+        # A field is a list, as from JSON, and thus not hashable.
         ask = _ask.__wrapped__
     output, shapes, asked = ask(module, tuple(leaves), tree)
     if rng is None:
-        # Copied, as whoever asks next is given the same.
+        # Copied, as the cached result is returned again.
         return jax.tree.map(lambda leaf: leaf, (output, shapes))
     params, variables = _draw(rng, asked), {}
     if len(params) < len(flatten_dict(shapes)):
@@ -91,7 +91,7 @@ def initialise(
 
 @contextlib.contextmanager
 def _asking(asked):
-    """Has `param` write down what it is asked for, in place of drawing it."""
+    """Makes `param` record the requested parameters instead of drawing them."""
     token = _asked.set(asked)
     try:
         yield asked
@@ -101,9 +101,9 @@ def _asking(asked):
 
 @functools.lru_cache(maxsize=64)
 def _ask(module, leaves, tree):
-    """(shapes of a call's output, those of all variables, what parameters start as).
+    """(shapes of a call's output, shapes of all variables, recorded parameters).
 
-    A run asks twice: for the shapes of its state, and to draw it.
+    Cached, as a run needs it twice: for the shapes of its state, and to initialise it.
     """
     init, key = module.init_with_output, jax.random.key(0)
     with _asking({}) as asked:
@@ -112,7 +112,7 @@ def _ask(module, leaves, tree):
 
 
 def _draw(rng, asked):
-    """Path -> value of the parameters that were asked for."""
+    """Path -> value of the recorded parameters."""
     drawn = {
         path: init(None, *rest)
         for path, (init, *rest) in asked.items()
@@ -136,15 +136,15 @@ def _draw(rng, asked):
 def param(
     module: nn.Module, name: str, init: Initializer, shape: Sequence[int], *rest: Any
 ) -> Float[Array, "..."]:
-    """A parameter, as `nn.Module.param` has it; quicker where it is there.
+    """Returns a parameter like `nn.Module.param`, but faster if it exists.
 
-    That traces how the parameter would start to learn its shape, each time it is used:
-    a fifth of what it takes to trace a network.
+    Flax's traces the initialiser at each use to check the shape: a fifth of the time to
+    trace a network.
 
     Args:
-      module: Module that has it.
+      module: Module of the parameter.
       name: Its name.
-      init: How it starts.
+      init: Its initialiser.
       shape: Its shape.
       *rest: Further arguments of `init`.
 
@@ -152,7 +152,7 @@ def param(
       The parameter.
 
     Raises:
-      flax.errors.ScopeParamShapeError: If it is there in another shape.
+      flax.errors.ScopeParamShapeError: If it exists with another shape.
     """
     if module.has_variable("params", name):
         value = module.get_variable("params", name)
@@ -160,38 +160,38 @@ def param(
             return value
     elif (asked := _asked.get()) is not None:
         asked[*module.scope.path, name] = (init, tuple(shape), *rest)
-        # A variable asks for no key, which flax computes anew for each parameter.
+        # A variable needs no key; flax computes a new one for each parameter.
         start = functools.partial(jax.lax.full, tuple(shape), 0.0, *rest)
         return nn.Module.variable(module, "params", name, start).value
     return nn.Module.param(module, name, init, shape, *rest)
 
 
 class Dense(nn.Dense):
-    """nn.Dense, traced quickly."""
+    """nn.Dense that traces quickly."""
 
     param = param
 
 
 class Conv(nn.Conv):
-    """nn.Conv, traced quickly, by our convolution."""
+    """nn.Conv that traces quickly, with our convolution."""
 
     conv_general_dilated: Callable = conv_general_dilated
     param = param
 
 
 class Embed(nn.Embed):
-    """nn.Embed, traced quickly, of rows that stay on their devices."""
+    """nn.Embed that traces quickly, whose output is split along the batch."""
 
     param = param
 
     def __call__(self, inputs: Int[Array, "batch ..."]) -> Float[Array, "batch ... c"]:
-        """Looks up.
+        """Looks up embeddings.
 
         Args:
-          inputs: [B, ...], rows of the table.
+          inputs: [B, ...], indices of rows of the table.
 
         Returns:
           [B, ..., c].
         """
-        # A table that is split by channels would pass that on to what comes of it.
+        # With a table that is split by channels, XLA would split the output likewise.
         return split_rows(super().__call__(inputs))

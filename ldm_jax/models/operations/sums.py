@@ -1,4 +1,4 @@
-"""Sums of normalisations, in the form that the compiler of each platform takes up."""
+"""Sums of normalisations, in the form that each platform's compiler fuses best."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from ldm_jax.annotations import Array, Float
 
 
 class Sums(NamedTuple):
-    """How a platform sums.
+    """Implementations of sums for a platform.
 
     Attributes:
       both: (a, b, axes) -> the sums of two float32 arrays, as one value.
       parts: That value -> the two sums.
       fold: (values [k, B, c], groups) -> their means over the channels of a group,
-        repeated for each of them.
-      level: (values [B, c], groups) -> of each group a value among or between those of
-        its channels, repeated for each of them.
+        repeated for each channel.
+      level: (values [B, c], groups) -> for each group a value within the range of its
+        channels, repeated for each channel.
     """
 
     both: Callable[[Array, Array, Sequence[int]], Any]
@@ -30,14 +30,14 @@ class Sums(NamedTuple):
 
 
 def on_platform(function: Callable, *arguments: Any) -> Any:
-    """Calls a function with the sums of the platform that a program is compiled for.
+    """Calls a function with the Sums of the platform that the program is compiled for.
 
     Args:
       function: (Sums, *arguments) -> arrays.
-      *arguments: Arrays, in any tree.
+      *arguments: Pytrees of arrays.
 
     Returns:
-      What the function returns.
+      The result of the function.
     """
     cuda, default = (functools.partial(function, sums) for sums in (CUDA, DEFAULT))
     return jax.lax.platform_dependent(*arguments, cuda=cuda, default=default)
@@ -48,10 +48,10 @@ def _two(a, b, axes):
 
 
 def _one_of_complex_numbers(a, b, axes):
-    """Both sums at once.
+    """Computes both sums as one.
 
-    For two sums XLA for GPUs writes what they have in common to memory in float32 and
-    reads it for each; into one sum it takes up all that leads there.
+    For two sums XLA for GPUs writes their common inputs to memory in float32 and reads
+    them for each; into a single sum it fuses the whole computation.
     """
     return jnp.sum(jax.lax.complex(a, b), axis=axes)
 
@@ -59,11 +59,11 @@ def _one_of_complex_numbers(a, b, axes):
 def _fold_by_products(
     values: Float[Array, "kinds batch channels"], groups: int
 ) -> Float[Array, "kinds batch channels"]:
-    """By products with a small matrix.
+    """Computes `fold` as products with a small matrix.
 
-    XLA on the CPU would take up sums and repetitions into the loop over all pixels, and
-    do them anew for each. Axes are not joined: rows of a batch that is split over
-    devices would travel between them.
+    XLA on the CPU would fuse sums and repetitions into the loop over all pixels, and
+    repeat them for each. Axes are not merged, as rows of a batch that is split over
+    devices would then be communicated.
     """
     channels = values.shape[-1]
     member = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
@@ -74,7 +74,7 @@ def _fold_by_products(
 def _fold_by_axes(
     values: Float[Array, "kinds batch channels"], groups: int
 ) -> Float[Array, "kinds batch channels"]:
-    """By an axis of its own, in one kernel on a GPU where products are four."""
+    """Computes `fold` over an axis: one kernel on a GPU, while products take four."""
     apart = values.reshape(*values.shape[:-1], groups, values.shape[-1] // groups)
     means = jnp.mean(apart, axis=-1, keepdims=True)
     return jnp.broadcast_to(means, apart.shape).reshape(values.shape)
@@ -83,7 +83,7 @@ def _fold_by_axes(
 def _first_of_group(
     values: Float[Array, "batch channels"], groups: int
 ) -> Float[Array, "batch channels"]:
-    """In no kernel of its own, as a mean would be."""
+    """Takes the first channel, which needs no separate kernel, unlike a mean."""
     apart = values.reshape(len(values), groups, -1)
     return jnp.broadcast_to(apart[..., :1], apart.shape).reshape(values.shape)
 
@@ -91,7 +91,7 @@ def _first_of_group(
 def _mean_of_group(
     values: Float[Array, "batch channels"], groups: int
 ) -> Float[Array, "batch channels"]:
-    """XLA on the CPU would take up the first of the group in the loop over pixels."""
+    """Takes the mean: XLA on the CPU would fuse a slice into the loop over pixels."""
     return _fold_by_products(values[None], groups)[0]
 
 
