@@ -1,8 +1,7 @@
 """Gradient guidance: denoisers moved along the gradient of a log-density.
 
-Guidance of this kind maps a denoiser `predict(latents, point) -> (x0, noise)` to
-another one, so it goes with every sampler, every parametrisation and with
-classifier-free guidance.
+Guidance of this kind wraps a denoiser `predict(latents, point) -> (x0, noise)`, so it
+works with every sampler, every parametrisation and with classifier-free guidance.
 """
 
 from collections.abc import Callable
@@ -24,10 +23,10 @@ def classifier_guidance(
     scale: Any = 1.0,
     max_shift: float | None = 1.0,
 ) -> GradientGuidance:
-    """Guides towards what a classifier of noisy latents recognises.
+    """Makes classifier guidance, with a classifier of noisy latents.
 
-    Dhariwal & Nichol 2021, Alg. 2: noise - scale sigma grad log p(y | z_t), and x0 with
-    it, so it serves every sampler.
+    Dhariwal & Nichol 2021, Alg. 2: noise - scale sigma grad log p(y | z_t), with x0
+    changed accordingly, so that it works with every sampler.
 
     Args:
       log_prob: (latents, timesteps [B]) -> log p(y | z_t) [B], of each example's class.
@@ -56,15 +55,15 @@ def image_guidance(
     scale: Any = 1.0,
     max_shift: float | None = 1.0,
 ) -> GradientGuidance:
-    """Guides towards images that are close to a target (Rombach et al. 2022, App. C).
+    """Makes guidance towards images close to a target (Rombach et al. 2022, App. C).
 
-    The density is Gaussian in what `distance` compares: log p(y | z_t) = -scale / 2
-    distance(decode(x0(z_t))), whose gradient goes through the denoiser as well. (The
-    paper adds sigma grad log p to the noise; the noise is -sigma times the score, so it
-    has to be subtracted.)
+    The density is Gaussian in the space where `distance` compares: log p(y | z_t) =
+    -scale / 2 distance(decode(x0(z_t))). Its gradient also passes through the denoiser.
+    (The paper adds sigma grad log p to the noise; the noise is -sigma times the score,
+    so it has to be subtracted.)
 
     Args:
-      decode: Latents -> images [B, H, W, C], without weights as arguments.
+      decode: Latents -> images [B, H, W, C], with its weights bound.
       distance: Images -> squared distance [B] to each example's target:
         `low_resolution_distance(target)`, or LPIPS as a function of one image.
       scale: Inverse variance of the Gaussian; a number or a traced scalar.
@@ -93,10 +92,10 @@ def image_guidance(
 def low_resolution_distance(
     target: Float[Array, "batch height width channels"],
 ) -> Callable[[Any], Any]:
-    """Squared distance of images to small ones, for `image_guidance`.
+    """Makes the squared distance to low-resolution targets, for `image_guidance`.
 
     Args:
-      target: Images [B, h, w, C] in [-1, 1], of any size up to that of the others.
+      target: Images [B, h, w, C] in [-1, 1], at most as large as those compared.
 
     Returns:
       Images [B, H, W, C] -> [B], the sum of squares after bicubic downsampling.
@@ -115,18 +114,18 @@ def shift_prediction(
     point: SchedulePoint,
     max_shift: float | None = None,
 ) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
-    """Moves a denoiser's estimate along the gradient of a log-density of z_t.
+    """Moves a denoiser's prediction along the gradient of a log-density of z_t.
 
-    noise - sigma gradient and the x0 that goes with it, x0 + sigma^2 / alpha gradient
+    Returns noise - sigma gradient and the corresponding x0 + sigma^2 / alpha gradient
     (Dhariwal & Nichol 2021, Eq. 14).
 
     Args:
       prediction: (x0, noise), each [B, h, w, c].
       gradient: Gradient with respect to z_t, [B, h, w, c].
       point: SchedulePoint, scalar.
-      max_shift: Largest root mean square by which an example's x0 is moved; None for
-        any. Near pure noise 1 / alpha blows up what is left of the gradient there.
-        Pixel models clip x0 to [-1, 1] instead; latents have unit variance.
+      max_shift: Maximum root mean square of the change of an example's x0; None for no
+        limit. Near pure noise the factor 1 / alpha blows up even small gradients. Pixel
+        models clip x0 to [-1, 1] instead; latents have unit variance.
 
     Returns:
       (x0, noise).

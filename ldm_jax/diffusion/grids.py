@@ -1,4 +1,4 @@
-"""Which noise levels a sampler visits: spacing of timesteps, and the points there."""
+"""Grids of noise levels for samplers: spacings of timesteps, and their points."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
 
 class Spacing(NamedTuple):
-    """One way to choose timesteps.
+    """A spacing of timesteps.
 
     Attributes:
       timesteps: (schedule, num_steps) -> [num_steps], least noise first; integers, or
-        floats that may lie between training's.
-      final_level: One of FINAL_LEVELS, the usual end of a grid of this kind.
+        floats, which may be between those of training.
+      final_level: One of FINAL_LEVELS, the default for this spacing.
     """
 
     timesteps: Callable
@@ -22,8 +22,8 @@ class Spacing(NamedTuple):
 
 
 def _uniform(schedule, num_steps):
-    # CompVis's grid wherever that one has num_steps steps, for num_steps = total every
-    # level (the +1 there would leave the table).
+    # Equals CompVis's grid if that has num_steps steps; for num_steps = total it is
+    # every level (CompVis's +1 would exceed the table).
     total = schedule.num_train_timesteps
     return np.arange(num_steps) * total // num_steps + (num_steps < total)
 
@@ -56,7 +56,7 @@ def _trailing(schedule, num_steps):
 
 
 def _linspace(schedule, num_steps):
-    # From the end, where a single step belongs.
+    # Starts from the end, so that a single step is at the noisiest level.
     return np.linspace(schedule.num_train_timesteps - 1, 0, num_steps)[::-1]
 
 
@@ -68,7 +68,7 @@ def _linspace_open(schedule, num_steps):
 
 
 def _karras(schedule, num_steps):
-    # Karras et al. 2022, Eq. 5, with their rho of 7 and all of training's levels.
+    # Karras et al. 2022, Eq. 5, with their rho of 7, over the range of training.
     if schedule.reaches_pure_noise:
         raise ValueError(
             "spacing 'karras' needs a schedule whose noisiest level holds some signal: "
@@ -80,7 +80,7 @@ def _karras(schedule, num_steps):
 
 
 def check_choices(spacing: str, final_level: str | None, shift: float) -> None:
-    """Checks what of a grid does not depend on the schedule.
+    """Checks the options of a grid that do not depend on the schedule.
 
     Args:
       spacing: Row of SPACINGS.
@@ -116,17 +116,17 @@ def make_points(
       schedule: NoiseSchedule.
       num_steps: Number of steps, in [1, T].
       spacing: Row of SPACINGS.
-      final_level: Where the last step leads, one of FINAL_LEVELS: "clean" data or the
-        "first" training level, as in CompVis; None for what the spacing is known with.
-        A grid that itself ends at the first level leads to clean data always.
+      final_level: End of the last step, one of FINAL_LEVELS: "clean" data or the
+        "first" training level, as in CompVis; None for the spacing's default. A grid
+        whose own last level is the first training level always ends at clean data.
       shift: Factor on sigma / alpha; more than 1 spends more steps at high noise (Esser
         et al. 2024, Eq. 23), for larger sizes than those of training.
 
     Returns:
       SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
-      float32, timesteps int32, or float32 if there are levels between training's. The
-      last timestep repeats the one before it. ("compvis" gives more steps than asked
-      for where CompVis does.)
+      float32, timesteps int32, or float32 if there are levels between those of
+      training. The last timestep repeats the one before it. ("compvis" has more steps
+      than requested if CompVis does.)
 
     Raises:
       ValueError: If an option is unknown or the spacing cannot give `num_steps`.
@@ -143,7 +143,7 @@ def make_points(
     points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
     if shift != 1:
         points = schedule.in_proportion(points.alpha, shift * points.sigma)
-    # Shifted to less noise, a grid may end below the first level, too.
+    # A grid that is shifted to less noise may even end below the first level.
     below = points.sigma[-1] <= schedule.sigma[0] * (1 + 1e-6)
     clean = final_level == "clean" or below
     last = (1.0, 0.0) if clean else (schedule.alpha[0], schedule.sigma[0])
@@ -160,29 +160,29 @@ def make_points(
 
 
 def starts_too_low(schedule: NoiseSchedule, points: SchedulePoint) -> bool:
-    """Whether a grid misses the pure noise that its schedule ends in.
+    """Returns whether a grid misses the pure noise that its schedule reaches.
 
-    Samples start from noise alone, which the network takes for latents of the grid's
-    first level: images keep a medium brightness (Lin et al. 2023, Sec. 3.3).
+    Samples would start from pure noise, but with the network conditioned on a level
+    with some signal: images keep a medium brightness (Lin et al. 2023, Sec. 3.3).
 
     Args:
       schedule: NoiseSchedule.
       points: Grid on it, see `make_points`.
 
     Returns:
-      True where the schedule reaches pure noise and the first point holds signal.
+      True if the schedule reaches pure noise and the first point has some signal.
     """
     return schedule.reaches_pure_noise and bool(points.alpha[0] > 0)
 
 
 def deviation(point: SchedulePoint) -> Any:
-    """Standard deviation of noisy latents of unit variance.
+    """Returns the standard deviation of noisy latents, if clean ones have variance 1.
 
     Args:
       point: SchedulePoint of scalars or of arrays.
 
     Returns:
-      sqrt(alpha^2 + sigma^2), shaped like alpha: 1 where the variance is preserved.
+      sqrt(alpha^2 + sigma^2), shaped like alpha: 1 if the variance is preserved.
     """
     return np.hypot(point.alpha, point.sigma)
 
@@ -191,9 +191,9 @@ def deviation(point: SchedulePoint) -> Any:
 FINAL_LEVELS = ("clean", "first")
 
 
-# "compvis" is CompVis's "uniform" to the bit, so it may give more steps than asked for
-# (31 for 30); all others give num_steps. "leading", "linspace" and "trailing" are those
-# of Lin et al. 2023, Table 2. Where the last level is pure noise, sampling has to start
+# "compvis" is exactly CompVis's "uniform", so it may have more steps than requested (31
+# for 30); all others have num_steps. "leading", "linspace" and "trailing" are those of
+# Lin et al. 2023, Table 2. If the last level is pure noise, sampling has to start
 # there: with "trailing", "linspace", or "linspace_open", which is diffusers' linspace
 # for DPM-Solver and UniPC and does not visit the first level.
 SPACINGS = {
@@ -206,5 +206,5 @@ SPACINGS = {
     "linspace_open": Spacing(_linspace_open, final_level="clean"),
     "karras": Spacing(_karras, final_level="clean"),
 }
-# Names of old configs and scripts, which are still read.
+# Names in old configs and scripts, which are still accepted.
 _RENAMED = {"original": "compvis"}

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: several predictions of one batched network evaluation."""
+"""Classifier-free guidance, with all predictions in one batched network evaluation."""
 
 import dataclasses
 import numbers
@@ -13,24 +13,24 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.diffusion.invariants import hoist_invariants
 from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
-# A guidance scale, or one for each of several conditions: as a dict of batch key ->
-# scale, or as its pairs, which can be hashed.
+# A guidance scale, or one for each of several conditions: a dict of batch key -> scale,
+# or its items as a tuple, which is hashable.
 Scale = Any
-# (latents, point) -> what the network predicts; point is scalar.
+# (latents, point) -> output of the network; point is scalar.
 Network = Callable[[Array, SchedulePoint], Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceOptions:
-    """How classifier-free guidance acts (Ho & Salimans 2022).
+    """Options of classifier-free guidance (Ho & Salimans 2022).
 
     Attributes:
-      scale: Number, or dict of batch key -> number, see `plan`; kept as a tuple of
-        pairs, so that the options can be hashed. 1 is off and costs nothing.
-      interval: (low, high) as fractions of the range of timesteps in which guidance
-        acts, 0 the least noise and 1 the most (Kynkäänniemi et al. 2024).
+      scale: Number, or dict of batch key -> number, see `plan`; a dict is stored as a
+        tuple of pairs, so that the options are hashable. 1 is off and costs nothing.
+      interval: (low, high), the part of the timestep range in which guidance is on, as
+        fractions, 0 the least noise and 1 the most (Kynkäänniemi et al. 2024).
       rescale: Fraction in [0, 1] by which the standard deviation of each example is
-        brought back to that without guidance (Lin et al. 2023, Sec. 3.4).
+        moved back to that without guidance (Lin et al. 2023, Sec. 3.4).
 
     Raises:
       ValueError: If the interval or `rescale` is out of range.
@@ -53,20 +53,20 @@ class GuidanceOptions:
 
     @property
     def acts(self) -> bool:
-        """Whether a scale is other than 1."""
+        """Whether any scale differs from 1."""
         pairs = isinstance(self.scale, tuple)
         scales = [scale for _, scale in self.scale] if pairs else [self.scale]
         return not all(_equal(scale, 1) for scale in scales)
 
     def at(self, fraction: float | Float[Array, ""]) -> "GuidanceOptions":
-        """Weakens guidance.
+        """Returns options with weaker guidance.
 
         Args:
-          fraction: 0 for none, 1 for all of it; a traced scalar has one program draw
-            both.
+          fraction: 0 for no guidance, 1 for full guidance; with a traced scalar one
+            program can do both.
 
         Returns:
-          GuidanceOptions whose scales lie that far on the way from 1 to those of these.
+          GuidanceOptions whose scales are interpolated between 1 and those of self.
         """
 
         def weaken(scale):
@@ -88,26 +88,26 @@ def _check_interval(interval):
 
 
 def plan(scale: Scale, keys: Iterable[str]) -> tuple[list[set[str]], list]:
-    """Lists the conditions of each network evaluation, and the scales between them.
+    """Plans the conditions of each network evaluation, and the scales between them.
 
-    One number s guides all conditions together, e() + s (e(all) - e()). A dict guides
-    one after the other, in its order: e() + s_1 (e(1) - e()) + s_2 (e(1, 2) - e(1)) +
-    ... (Brooks et al. 2023, Eq. 3), where every evaluation has the conditions that the
-    dict leaves out. Neighbours of one scale need no evaluation between them, and 1 is
-    the scale of the conditions that every evaluation has: a 1, or a dict of ones, is
-    off.
+    A single number s guides all conditions together, e() + s (e(all) - e()). A dict
+    guides one after the other, in its order: e() + s_1 (e(1) - e()) + s_2 (e(1, 2) -
+    e(1)) + ... (Brooks et al. 2023, Eq. 3); conditions that are not in the dict are
+    part of every evaluation. Successive conditions with equal scales need no evaluation
+    between them, and conditions that every evaluation has correspond to scale 1: so 1,
+    or a dict of ones, is off.
 
     Args:
-      scale: Guidance scale, or dict of batch key -> scale, or its pairs; Python numbers
-        or traced scalars, which count as different from all others.
+      scale: Guidance scale, or dict of batch key -> scale, or its items as a tuple;
+        Python numbers, or traced scalars, which count as different from all others.
       keys: Batch keys of all conditions.
 
     Returns:
       (keys of each evaluation, scales): a list of sets, from the fewest conditions to
-      all of them, and the scale of each step between them, one less.
+      all of them, and the scale of each step from one to the next.
 
     Raises:
-      ValueError: If there is no condition to guide, or the dict has another key.
+      ValueError: If there is no condition to guide, or the dict has an unknown key.
     """
     if isinstance(scale, tuple):
         scale = dict(scale)
@@ -140,7 +140,7 @@ def plan(scale: Scale, keys: Iterable[str]) -> tuple[list[set[str]], list]:
 
 
 def _equal(scale, other):
-    """Whether two scales are one for sure; of a traced scale nothing is known."""
+    """Whether two scales are known to be equal; never for traced scales."""
     known = all(isinstance(value, numbers.Real) for value in (scale, other))
     return known and scale == other
 
@@ -151,20 +151,21 @@ def plan_inputs(
     inputs: Mapping[str, Any],
     negative: Mapping[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], list]:
-    """As `plan`, with the inputs of each evaluation.
+    """Plans evaluations like `plan`, with the inputs of each.
 
     Args:
       scale: See `plan`.
       conditioner: Conditioner of the model.
       inputs: Dict with its keys, arrays [B, ...].
-      negative: Dict of inputs that take the place of null ones for some keys, for
-        guidance to push away from; shaped like those of `inputs`.
+      negative: Dict of inputs that replace the null inputs of some keys, for guidance
+        to push away from; shaped like those of `inputs`.
 
     Returns:
       (list of inputs like `inputs`, scales).
 
     Raises:
-      ValueError: Also if `negative` does not go with the rest.
+      ValueError: As in `plan`, or if `negative` has an unknown or unguided key, or a
+        wrong shape.
     """
     keys, negative = set(conditioner.entries), negative or {}
     evaluations, scales = plan(scale, keys)
@@ -190,7 +191,7 @@ def plan_inputs(
 def timestep_interval(
     schedule: NoiseSchedule, interval: Sequence[float]
 ) -> tuple[float, float] | None:
-    """Turns fractions of the noise range into timesteps.
+    """Converts fractions of the noise range to timesteps.
 
     Args:
       schedule: NoiseSchedule.
@@ -200,7 +201,7 @@ def timestep_interval(
       (low, high) in timesteps; None for all of them.
 
     Raises:
-      ValueError: If that is not an interval.
+      ValueError: If `interval` is invalid.
     """
     _check_interval(interval)
     low, high = interval
@@ -211,9 +212,9 @@ def timestep_interval(
 
 
 def interleave(trees: Sequence[Any]) -> Any:
-    """Lays pytrees side by side on the batch axis: 0, 0', 1, 1', ...
+    """Interleaves pytrees along the batch axis: 0, 0', 1, 1', ...
 
-    Not one behind the other, so that a sharded batch stays on its devices.
+    Unlike with concatenation, the rows of a sharded batch stay on their devices.
 
     Args:
       trees: Pytrees of the same structure and shapes, arrays [B, ...].
@@ -236,21 +237,22 @@ def guide(
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
 ) -> Network:
-    """Makes a network that extrapolates from its outputs with fewer conditions.
+    """Makes a guided network, which extrapolates from outputs with fewer conditions.
 
-    Ho & Salimans 2022, Eq. 6 in the convention null + scale (given - null), where scale
-    1 is the conditional model. x0, noise and any other parametrisation are affine in
-    each other at given latents, so it does not matter which one is guided.
+    Ho & Salimans 2022, Eq. 6 in the convention null + scale (conditional - null), where
+    scale 1 is the conditional model. x0, noise and any other parametrisation are affine
+    functions of each other at given latents, so guidance of any of them is equivalent.
 
     Args:
       network: Conditioning of a batch -> ((latents, point) -> output [B, h, w, c]).
-      conditionings: As planned by `plan`, pytrees of arrays [B, ...]; the last one has
-        all conditions.
-      scales: Scale of each step between them; empty for no guidance.
-      interval: (lowest, highest) timestep at which guidance acts, both included
-        (Kynkäänniemi et al. 2024); elsewhere the network has all conditions and is not
-        guided. None for everywhere.
-      rescale: Fraction in [0, 1] by which each example's standard deviation is brought
+      conditionings: Conditionings of the evaluations that `plan` lists, pytrees of
+        arrays [B, ...]; the last one has all conditions.
+      scales: Scale of each step from one conditioning to the next; empty for no
+        guidance.
+      interval: (lowest, highest) timestep with guidance, both included (Kynkäänniemi et
+        al. 2024); elsewhere the network has all conditions and is not guided. None for
+        all timesteps.
+      rescale: Fraction in [0, 1] by which each example's standard deviation is moved
         back to the unguided one (Lin et al. 2023, Sec. 3.4).
 
     Returns:
@@ -275,7 +277,7 @@ def guide(
     low, high = interval
 
     def sometimes(latents, point):
-        # Outside of the interval, one evaluation instead of `count`.
+        # Outside of the interval one evaluation is enough, instead of `count`.
         inside = (low <= point.timestep) & (point.timestep <= high)
         given = latents, point
         branches = (hoist_invariants(branch, *given) for branch in (guided, plain))

@@ -1,4 +1,4 @@
-"""Takes out of a loop what none of its steps changes."""
+"""Hoists loop-invariant computations out of a loop's body."""
 
 import math
 from collections.abc import Callable
@@ -7,34 +7,34 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# What is worth its memory whatever its size; and how much larger than what it is
-# computed from the rest may be, as a context is when it is padded.
+# Operations whose results are worth their memory at any size; and by which factor other
+# results may be larger than their inputs, as a padded context is.
 _HEAVY = ("dot_general", "conv_general_dilated")
 _GROWTH = 1.25
 
 
 def hoist_invariants(body: Callable, *examples: Any) -> Callable:
-    """Computes now what a loop's body would compute anew in each step.
+    """Computes once what a loop's body would recompute in each step.
 
-    Compilers for GPUs leave it in the loop: the casts of all weights, and keys and
-    values of a context. What costs no product is taken out only if it is not much
-    larger than what it is computed from. All of it stays in memory while the loop
-    runs, as weights in bfloat16 beside those in float32. Nothing is taken out of what
-    the body does in a loop, a branch or a `jax.checkpoint` of its own: hoist their
-    functions themselves.
+    Compilers for GPUs leave such computations in the loop: the casts of all weights,
+    and keys and values of a context. Operations that are not products are hoisted only
+    if their results are not much larger than their inputs. All results stay in memory
+    while the loop runs, such as weights in bfloat16 besides those in float32. Nothing
+    is hoisted from loops, branches or `jax.checkpoint` within the body: apply this to
+    their functions.
 
     Args:
-      body: Pure function; what it closes over does not change.
-      *examples: Arrays of the shapes that it will be called with, in any tree.
+      body: Pure function; values that it closes over are constant.
+      *examples: Pytrees of arrays with the shapes of its arguments.
 
     Returns:
-      The same function, for these shapes alone.
+      The same function, only for arguments of these shapes.
     """
     if jax.config.jax_disable_jit:
         return body
     closed, shapes = jax.make_jaxpr(body, return_shape=True)(*examples)
     jaxpr = closed.jaxpr
-    # A dict, whose keys have an order.
+    # A dict serves as an ordered set.
     known, before, after = dict.fromkeys(jaxpr.constvars), [], []
     for eqn in jaxpr.eqns:
         if known.keys() >= set(_variables(eqn.invars)) and _worthwhile(eqn):
@@ -71,7 +71,7 @@ def _bytes(atom):
 
 
 def _function(jaxpr, inputs, outputs, equations):
-    """The function of some of a jaxpr's equations."""
+    """Makes a function from some of a jaxpr's equations."""
     names = jaxpr.debug_info.with_unknown_names()
     part = core.Jaxpr((), inputs, outputs, equations, debug_info=names)
     return core.jaxpr_as_fun(core.ClosedJaxpr(part, ()))

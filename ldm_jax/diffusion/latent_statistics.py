@@ -1,4 +1,4 @@
-"""Mean and standard deviation of latents: what a denoiser's latents are measured in."""
+"""Mean and standard deviation of latents, by which the denoiser's are normalised."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from ldm_jax.annotations import Array, Float
 
 
 class LatentStatistics(NamedTuple):
-    """What brings latents to zero mean and unit variance: (z - shift) * scale.
+    """Shift and scale that normalise latents: (z - shift) * scale.
 
-    The paper scales by one factor for all channels, 1 / standard deviation, and leaves
-    the mean as it is (Rombach et al. 2022, Sec. G); that is a scalar `scale` and a
-    `shift` of 0. They are kept as they are applied and not as mean and standard
-    deviation, so that such a factor multiplies the latents to the bit.
+    The paper scales by one factor for all channels, 1 / standard deviation, and keeps
+    the mean (Rombach et al. 2022, Sec. G); that is a scalar `scale` and a `shift` of 0.
+    They are stored as they are applied, not as mean and standard deviation, so that
+    multiplying by such a factor is exact to the bit.
 
     Attributes:
-      shift: Mean. On the host a float, or a tuple of one per channel; in a tree of
-        arrays float32, [] or [c], and None for a scalar of 0, as even a subtraction of
-        0 changes how compilers round what comes after it.
+      shift: Mean. On the host a float, or a tuple of one per channel; as arrays
+        float32, [] or [c], or None for a scalar of 0, as even subtracting 0 changes how
+        compilers round later results.
       scale: 1 / standard deviation, likewise but never None.
     """
 
@@ -30,7 +30,7 @@ class LatentStatistics(NamedTuple):
 
     @classmethod
     def of(cls, mean: Sequence[Any], std: Sequence[Any]) -> "LatentStatistics":
-        """Makes them of the means and the standard deviations of channels.
+        """Makes them from the means and standard deviations of channels.
 
         Args:
           mean: Mean per channel.
@@ -40,7 +40,7 @@ class LatentStatistics(NamedTuple):
           LatentStatistics on the host.
 
         Raises:
-          ValueError: If there is not one of each per channel, or one is out of range.
+          ValueError: If their numbers differ or are 0, or a value is out of range.
         """
         if not mean or len(mean) != len(std):
             raise ValueError(
@@ -58,11 +58,10 @@ class LatentStatistics(NamedTuple):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "LatentStatistics":
-        """Reads what `record` writes.
+        """Inverse of `record`.
 
         Args:
-          record: What a checkpoint records; before there were shifts, "scaling_factor"
-            alone.
+          record: Record of a checkpoint; in old ones only "scaling_factor".
 
         Returns:
           LatentStatistics on the host.
@@ -71,7 +70,7 @@ class LatentStatistics(NamedTuple):
         return cls(*(tuple(v) if isinstance(v, list) else v for v in (shift, scale)))
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint records, in JSON's types.
+        """Returns the record for a checkpoint, in JSON types.
 
         Returns:
           {"scaling_factor": `scale`, "shift_factor": `shift`}, floats or lists of one
@@ -82,11 +81,11 @@ class LatentStatistics(NamedTuple):
 
     @property
     def per_channel(self) -> bool:
-        """Whether channels have statistics of their own, on the host."""
+        """Whether each channel has its own statistics; only for those on the host."""
         return isinstance(self.scale, tuple) or isinstance(self.shift, tuple)
 
     def arrays(self) -> "LatentStatistics":
-        """The same on the way to the devices, as float32 of NumPy.
+        """Converts them to float32 NumPy arrays, to be put on devices.
 
         Returns:
           LatentStatistics.
@@ -97,13 +96,13 @@ class LatentStatistics(NamedTuple):
         return LatentStatistics(np.float32(shift), np.float32(scale))
 
     def check_channels(self, channels: int) -> None:
-        """Checks that they are those of latents of so many channels.
+        """Checks that they fit latents with this number of channels.
 
         Args:
           channels: Channels of the latents.
 
         Raises:
-          ValueError: If they are of another number of channels.
+          ValueError: If they have another number of channels.
         """
         for value in self:
             if isinstance(value, tuple) and len(value) != channels:
@@ -115,13 +114,13 @@ class LatentStatistics(NamedTuple):
     def normalise(
         self, latents: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Brings latents to zero mean and unit variance.
+        """Normalises latents to zero mean and unit variance.
 
         Args:
-          latents: As the first stage makes them, [B, h, w, c].
+          latents: Latents of the first stage, [B, h, w, c].
 
         Returns:
-          Same shape.
+          Normalised latents, same shape.
         """
         if self.shift is not None:
             latents = latents - _along_channels(self.shift)
@@ -130,13 +129,13 @@ class LatentStatistics(NamedTuple):
     def restore(
         self, latents: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """The inverse of `normalise`.
+        """Inverse of `normalise`.
 
         Args:
-          latents: Of unit variance, [B, h, w, c].
+          latents: Latents of unit variance, [B, h, w, c].
 
         Returns:
-          As the first stage makes them, same shape.
+          Latents of the first stage, same shape.
         """
         latents = latents / _along_channels(self.scale)
         if self.shift is None:
@@ -146,15 +145,15 @@ class LatentStatistics(NamedTuple):
     def difference(
         self, other: "LatentStatistics", tolerance: float = 0.05
     ) -> str | None:
-        """Says how two differ, in words.
+        """Describes how two differ, in words.
 
         Args:
           other: LatentStatistics on the host.
-          tolerance: Fraction of a standard deviation that does not count, as two runs
-            may have measured them on batches of their own.
+          tolerance: Difference to ignore, as a fraction of a standard deviation, as two
+            runs may have measured them on different batches.
 
         Returns:
-          A clause, or None.
+          A clause, or None if they agree.
         """
         shapes = [np.shape(value) for value in (*self, *other) if np.ndim(value)]
         if len(set(shapes)) > 1:

@@ -1,4 +1,4 @@
-"""What the denoiser learns: its target, the weights of noise levels, the draws."""
+"""The denoiser's training objective: target, loss weights, sampling of noise levels."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ from ldm_jax.diffusion.schedule import (
 
 
 class LevelWeights(NamedTuple):
-    """How much the noise levels of a batch's examples count; each [B] or a scalar.
+    """Loss weights of the noise levels of a batch's examples; each [B] or a scalar.
 
     Attributes:
       simple: Weight in the simple term, see `min_snr_weights`.
       elbo: Weight in the ELBO term, see `elbo_weights`.
-      logvar: Log-variance that tempers the simple term.
+      logvar: Log-variance l of the simple term, see `Objective.loss`.
     """
 
     simple: Any = 1.0
@@ -41,26 +41,26 @@ class Objective:
     """The training objective of a denoiser; the config section `loss`.
 
     Attributes:
-      prediction_type: What the network predicts, a row of PREDICTION_TYPES; of the
+      prediction_type: What the network predicts, a row of PREDICTION_TYPES; set in the
         section `schedule`.
       loss_type: Row of LOSS_TYPES.
       simple_weight: Weight of the simple term.
       elbo_weight: Weight of the ELBO term.
-      v_posterior: Blend of the posterior variance in the ELBO term's weights.
-      logvar_init: Log-variance per timestep that tempers the simple term.
+      v_posterior: Variance in the ELBO term's weights, see `posterior_variance`.
+      logvar_init: Initial log-variance per timestep, see `loss`.
       learn_logvar: Whether the log-variances are trained.
-      min_snr_gamma: Largest weight of a noise level in terms of x0, see
-        `min_snr_weights`; None for the paper's weights, which are equal.
-      offset_noise: Standard deviation of the noise that a channel's pixels have in
-        common, so that the mean of an image is noised, too, and can be learned
+      min_snr_gamma: Maximum weight of a noise level in terms of x0, see
+        `min_snr_weights`; None for equal weights as in the paper.
+      offset_noise: Standard deviation of additional noise that all pixels of a channel
+        share, so that the mean of an image is noised, too, and can be learned
         (Guttenberg 2023).
       timestep_sampling: Row of TIMESTEP_SAMPLINGS.
-      logit_mean: Mean of the logit of t / T of "logit_normal" timesteps; more than 0
-        draws more noise. A sampler's `shift` of s is met by a mean of log s.
-      logit_std: Its standard deviation.
+      logit_mean: Mean of the logit of t / T of "logit_normal" timesteps; above 0 more
+        noise is drawn. A mean of log s corresponds to a sampler's `shift` of s.
+      logit_std: Standard deviation of the logit.
 
     Raises:
-      ValueError: If a choice is unknown or a number out of its range.
+      ValueError: If a choice is unknown or a number is out of its range.
     """
 
     prediction_type: str = "noise"
@@ -106,7 +106,7 @@ class Objective:
     def draw_timesteps(
         self, rng: Key[Array, ""], size: int, schedule: NoiseSchedule
     ) -> Int[Array, " batch"]:
-        """Draws the timesteps that examples are trained at.
+        """Draws the timesteps at which examples are trained.
 
         Args:
           rng: Typed key.
@@ -122,7 +122,7 @@ class Objective:
     def draw_noise(
         self, rng: Key[Array, ""], shape: tuple[int, ...]
     ) -> Float[Array, "batch height width channels"]:
-        """Draws the noise of training, standard normal but for `offset_noise`.
+        """Draws the noise of training: standard normal, plus `offset_noise` if set.
 
         Args:
           rng: Typed key.
@@ -144,7 +144,7 @@ class Objective:
         noise: Float[Array, "batch height width channels"],
         point: SchedulePoint,
     ) -> Float[Array, "batch height width channels"]:
-        """What the network should predict; see `schedule.target_for`.
+        """Computes the network's target; see `schedule.target_for`.
 
         Args:
           latents: Clean latents z_0, [B, h, w, c].
@@ -161,7 +161,7 @@ class Objective:
         output: Float[Array, " batch *shape"],
         target: Float[Array, " batch *shape"],
     ) -> Float[Array, " batch"]:
-        """Compares what the network predicts of each example with its target.
+        """Computes the error of each example.
 
         Args:
           output: Network output, [B, h, w, c].
@@ -180,7 +180,7 @@ class Objective:
         schedule: NoiseSchedule,
         logvar: Float[Array, " levels"] | None = None,
     ) -> LevelWeights:
-        """Looks up how much the noise levels of examples count.
+        """Looks up the loss weights of the examples' noise levels.
 
         Args:
           timesteps: [B] in [0, T).
@@ -206,22 +206,23 @@ class Objective:
         levels: LevelWeights,
         weights: Num[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Compares what the network predicts with what it should predict.
+        """Computes the training loss from the network's output and its target.
 
         Ho et al. 2020, Eq. 14 (simple) and Eq. 12 (ELBO), with CompVis' log-variance
-        per timestep. With e the error of an example and w, v and l the weights of its
-        noise level: simple_weight mean(w (e / exp(l) + l)) + elbo_weight mean(v e).
+        per timestep. With e the error of an example and w, v and l the `simple`, `elbo`
+        and `logvar` of its noise level: simple_weight mean(w (e / exp(l) + l)) +
+        elbo_weight mean(v e).
 
         Args:
           output: Network output, [B, h, w, c].
           target: See `target`, same shape.
           levels: See `levels`.
-          weights: Weight of each example in the means, [B]; None for equal ones.
+          weights: Weight of each example in the means, [B]; None for equal weights.
 
         Returns:
           (loss, metrics): float32 scalar, and a dict of the float32 scalars "loss",
-          "loss_simple", "loss_vlb" and "loss_vs_zeros" (the simple loss over that of a
-          network which outputs zeros: 1 is the plateau of a model that learns nothing).
+          "loss_simple", "loss_vlb" and "loss_vs_zeros" (ratio of the simple loss to
+          that of a network which outputs zeros: 1 if a model has learned nothing).
         """
         error = self.error(output, target)
         error_of_zeros = self.error(jnp.zeros_like(target), target)
@@ -246,13 +247,13 @@ def _check_choice(name, value, table):
 def elbo_weights(
     schedule: NoiseSchedule, prediction_type: str, v_posterior: float = 0.0
 ) -> Float[np.ndarray, " levels"]:
-    """Weights that turn the simple error into the terms of the ELBO.
+    """Computes the weights that turn the simple error into the terms of the ELBO.
 
-    Those of the type's row, where it has some: "x0" has CompVis', "v" and "velocity"
-    weigh all levels alike. Otherwise the error is weighted by what it makes of x0 in
-    the KL divergence of Ho et al. 2020, Eq. 8, whose posterior means differ by the
-    weight of x0 in Eq. 7; for "noise" that is their Eq. 12. The first weight, which
-    would be infinite, repeats the second.
+    If the prediction type defines weights, these are used: "x0" has those of CompVis,
+    "v" and "velocity" equal weights. Otherwise the weights are those of the KL
+    divergence of Ho et al. 2020, Eq. 8, for the error in x0 that the output's error
+    implies, with the weight of x0 in the posterior mean of Eq. 7; for "noise" that is
+    their Eq. 12. The first weight, which would be infinite, repeats the second.
 
     Args:
       schedule: NoiseSchedule.
@@ -278,16 +279,15 @@ def elbo_weights(
 def min_snr_weights(
     schedule: NoiseSchedule, prediction_type: str, gamma: float
 ) -> Float[np.ndarray, " levels"]:
-    """Weights of the simple error that keep low noise from ruling the training.
+    """Computes min-SNR weights of the simple error, which limit those of low noise.
 
-    Hang et al. 2023, Sec. 3.4: min(SNR, gamma) for the error in x0, and what
-    amounts to the same for the error in other outputs. As there, a level of pure noise
-    weighs nothing.
+    Hang et al. 2023, Sec. 3.4: min(SNR, gamma) for the error in x0, and the equivalent
+    for the error in other outputs. As there, a level of pure noise has weight 0.
 
     Args:
       schedule: NoiseSchedule.
       prediction_type: Row of schedule.PREDICTION_TYPES.
-      gamma: Largest weight in terms of x0; the paper's is 5.
+      gamma: Maximum weight in terms of x0; the paper's is 5.
 
     Returns:
       float32 [T].
@@ -299,7 +299,7 @@ def min_snr_weights(
 
 
 def _moves(row, schedule):
-    """How much x0 moves with the output, in which it is linear, at each level."""
+    """Derivative of x0 by the output, in which it is linear, at each level."""
     return np.asarray(row.x0(1.0, 0.0, schedule.alpha, schedule.sigma))
 
 
@@ -314,7 +314,7 @@ def _logit_normal(rng, size, num_timesteps, mean, std):
     return jnp.minimum(timesteps, num_timesteps - 1)
 
 
-# Kinds of timesteps: (rng, size, T, mean, std) -> int32 [size] in [0, T).
+# Distributions of timesteps: (rng, size, T, mean, std) -> int32 [size] in [0, T).
 TIMESTEP_SAMPLINGS = {"uniform": _uniform, "logit_normal": _logit_normal}
 
 # Elementwise errors: difference -> error, same shape.

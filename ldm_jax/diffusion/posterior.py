@@ -1,4 +1,4 @@
-"""The forward process' posterior: what a reverse step of DDPM is made of."""
+"""The posterior of the forward process, used in the reverse steps of DDPM."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Posterior(NamedTuple):
 
 
 def posterior(now: SchedulePoint, next: SchedulePoint) -> Posterior:
-    """The forward process' posterior between two noise levels.
+    """Computes the forward process' posterior between two noise levels.
 
     Ho et al. 2020, Eq. 6-7, for any pair of levels: the mean is
     x0_weight z_0 + latents_weight z_now.
@@ -51,7 +51,7 @@ def posterior(now: SchedulePoint, next: SchedulePoint) -> Posterior:
 def posterior_variance(
     coefficients: Posterior, v_posterior: float = 0.0
 ) -> Float[Array, "*shape"] | np.floating:
-    """Blends the two variances a reverse step may use (Ho et al. 2020, Sec. 3.2).
+    """Interpolates the two variances of a reverse step (Ho et al. 2020, Sec. 3.2).
 
     Args:
       coefficients: Posterior.
@@ -64,7 +64,7 @@ def posterior_variance(
 
 
 def previous_levels(schedule: NoiseSchedule) -> SchedulePoint:
-    """The level one training step cleaner than each, clean data before level 0.
+    """Returns the next cleaner training level of each; clean data for level 0.
 
     Args:
       schedule: NoiseSchedule.

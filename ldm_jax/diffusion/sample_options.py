@@ -1,4 +1,4 @@
-"""What a user chooses about sampling: one struct for code, configs and flags."""
+"""Options of sampling: one dataclass for code, configs and flags."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,30 +18,29 @@ class SampleOptions:
 
         SampleOptions("unipc", num_steps=20, guidance=GuidanceOptions(scale=4.0))
 
-    Holds no arrays and can be hashed, so it may be a static argument of `jax.jit`. In
-    configs and flags its fields have the names of NAMES, see `from_flat`.
+    Holds no arrays and is hashable, so it can be a static argument of `jax.jit`. In
+    configs and flags its fields have the names in NAMES, see `from_flat`.
 
     Attributes:
       sampler: Row of SAMPLERS, or a SamplingMethod.
       num_steps: Number of steps of the grid.
       spacing: Row of SPACINGS.
-      final_level: Where the last step leads, see `grids.make_points`.
-      shift: Factor on the noise levels, see there.
-      eta: Fraction of the ancestral noise in [0, 1], for samplers that take it; None
-        for their default. None, too, with a SamplingMethod, which was made with its
+      final_level: End of the last step, see `grids.make_points`.
+      shift: Factor on the noise levels, see `grids.make_points`.
+      eta: Fraction of the ancestral noise in [0, 1], for samplers that have it; None
+        for their default. Must be None with a SamplingMethod, which is made with its
         own.
       temperature: Factor on the noise of stochastic samplers.
-      strength: Fraction of the steps to run on given images, in [0, 1]: 0 gives them
-        back as they are, 1 starts from noise alone, as None does.
-      size: (height, width) of the images in pixels; None where arrays that are given
-        say it.
+      strength: Fraction of the steps to run on given images, in [0, 1]: 0 returns them
+        unchanged, 1 starts from pure noise, like None.
+      size: (height, width) of the images in pixels; None to use that of given images.
       tile: Side in pixels of the overlapping tiles in which the backbone evaluates
-        images that are larger, best the size of training; None for the whole at once.
+        larger images, ideally the size of training; None for the whole at once.
       decode_tile: The same for the first stage, to save memory.
       guidance: Classifier-free guidance.
 
     Raises:
-      ValueError: If a choice is unknown or a number out of its range.
+      ValueError: If a choice is unknown or a number is out of its range.
     """
 
     sampler: str | SamplingMethod = "ddim"
@@ -60,7 +59,7 @@ class SampleOptions:
     def __post_init__(self):
         for name in _NUMBERS:
             value = getattr(self, name)
-            # Scalars of JAX are what their caller traces.
+            # JAX scalars may be traced, and then have no known value.
             if not isinstance(value, jax.Array):
                 ranges.check_value(ranges.SAMPLE[name], value, name)
         if isinstance(self.sampler, str):
@@ -75,14 +74,14 @@ class SampleOptions:
             object.__setattr__(self, "size", tuple(self.size))
 
 
-# Fields whose range stands in `ranges.SAMPLE`; where `strength` leads, the grid says.
+# Fields whose range is in `ranges.SAMPLE`; that of `strength` depends on the grid.
 _NUMBERS = ("num_steps", "shift", "eta", "temperature", "tile", "decode_tile")
 # Name in configs and flags -> field of GuidanceOptions.
 _GUIDANCE = {
     f"guidance_{field.name}": field.name
     for field in dataclasses.fields(GuidanceOptions)
 }
-# All names in configs and flags; the size follows from the section `data` there.
+# All names in configs and flags; there the size comes from the section `data`.
 NAMES = tuple(
     name
     for field in dataclasses.fields(SampleOptions)
@@ -94,18 +93,18 @@ NAMES = tuple(
 def from_flat(
     values: Mapping[str, Any], size: tuple[int, int] | None = None
 ) -> SampleOptions:
-    """Makes options from the names that configs and flags have for them.
+    """Makes options from their flat names in configs and flags.
 
     Args:
-      values: Rows of NAMES -> values, such as "num_steps" and "guidance_scale"; what is
-        left out has its default.
+      values: Names in NAMES -> values, such as "num_steps" and "guidance_scale";
+        missing ones have their defaults.
       size: See SampleOptions.
 
     Returns:
       The options.
 
     Raises:
-      ValueError: If a choice is unknown or a number out of its range.
+      ValueError: If a choice is unknown or a number is out of its range.
     """
     guidance = {_GUIDANCE[k]: value for k, value in values.items() if k in _GUIDANCE}
     others = {key: value for key, value in values.items() if key not in _GUIDANCE}
@@ -113,7 +112,7 @@ def from_flat(
 
 
 def to_flat(options: SampleOptions) -> dict[str, Any]:
-    """Lists options under the names that configs and flags have for them.
+    """Inverse of `from_flat`: lists options by their names in configs and flags.
 
     Args:
       options: The options.

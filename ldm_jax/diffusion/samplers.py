@@ -1,4 +1,4 @@
-"""Samplers by name; see `sampling_method` for what each of them is."""
+"""Samplers by name; see `sampling_method` for their interface."""
 
 import functools
 import inspect
@@ -15,12 +15,12 @@ from ldm_jax.diffusion.schedule import SchedulePoint
 
 
 def _no_state(latents):
-    """The `init` of samplers that remember nothing."""
+    """The `init` of samplers without state."""
     return ()
 
 
 def _safe_sqrt(value):
-    """Square root where rounding may leave a difference of equals below zero."""
+    """Square root of a difference that rounding may make negative; then 0."""
     return jnp.sqrt(jnp.maximum(value, 0.0))
 
 
@@ -31,15 +31,15 @@ def _move(
     now: SchedulePoint,
     next: SchedulePoint,
 ) -> Float[Array, " batch *shape"]:
-    """Takes latents to the next level along a slope of the sampler's making.
+    """Moves latents to the next level along a slope that the sampler has computed.
 
-    With sigma / alpha as time, the probability flow ODE's slope is the noise (Karras et
-    al. 2022, Sec. 3); DDIM's step (Song et al. 2021, Eq. 13) has the predicted one.
-    Where there is no signal yet, that time is infinite and the step is DDIM's.
+    With sigma / alpha as time, the slope of the probability flow ODE is the noise
+    (Karras et al. 2022, Sec. 3); DDIM's step (Song et al. 2021, Eq. 13) uses the
+    predicted noise. At pure noise that time is infinite, and the step is DDIM's.
 
     Args:
-      x0: Prediction at the latents to be moved, [B, ...].
-      noise_pred: Prediction there; with x0 it says what the latents are.
+      x0: Predicted clean latents at the latents to move, [B, ...].
+      noise_pred: Predicted noise there; together with x0 it determines the latents.
       slope: Noise to move along, [B, ...].
       now: SchedulePoint of the latents.
       next: SchedulePoint to move to.
@@ -68,7 +68,7 @@ def ddpm(v_posterior: float = 0.0) -> SamplingMethod:
         x0, _ = predict(latents, now)
         coefficients = posterior(now, next)
         variance = posterior_variance(coefficients, v_posterior)
-        # No noise on the way to clean data, whatever the variance there.
+        # No noise in a step to clean data, whatever the variance there.
         std = jnp.where(next.sigma > 0, _safe_sqrt(variance), 0.0)
         mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
         return mean + std * noise, state
@@ -101,9 +101,9 @@ def ddim(eta: float = 0.0) -> SamplingMethod:
 def euler() -> SamplingMethod:
     """Euler's method on the probability flow ODE (Karras et al. 2022, Sec. 3).
 
-    Its time is sigma / alpha and its slope the noise, which is DDIM's step. On the
-    straight path of rectified flow so is z + (sigma_next - sigma) (noise - x0), Euler's
-    step with the velocity (Liu et al. 2023, Eq. 1).
+    Its time is sigma / alpha and its slope the noise, which makes it DDIM's step. On
+    the straight path of rectified flow, Euler's step with the velocity, z + (sigma_next
+    - sigma) (noise - x0), is the same (Liu et al. 2023, Eq. 1).
 
     Returns:
       A SamplingMethod of order 1.
@@ -112,10 +112,10 @@ def euler() -> SamplingMethod:
 
 
 def euler_ancestral(eta: float = 1.0) -> SamplingMethod:
-    """Euler's method down to a cleaner level, then noise up to the next one.
+    """Euler's method to a cleaner level than the next, then added noise up to it.
 
-    Known from k-diffusion. Written in alpha and sigma it is DDIM with noise (Song et
-    al. 2021, Eq. 12), which is ancestral at `eta` 1.
+    Known from k-diffusion. In terms of alpha and sigma it is DDIM with noise (Song et
+    al. 2021, Eq. 12), which is ancestral sampling for `eta` 1.
 
     Args:
       eta: Fraction of the ancestral noise.
@@ -129,8 +129,8 @@ def euler_ancestral(eta: float = 1.0) -> SamplingMethod:
 def heun() -> SamplingMethod:
     """Heun's method on the probability flow ODE (Karras et al. 2022, Algorithm 1).
 
-    Every transition but the last is seen twice: once to predict, once to correct with
-    the mean of the slopes at both ends. The last one is Euler's, as its end may be
+    Every transition except the last is done twice: once to predict, once to correct
+    with the mean of the slopes at both ends. The last one is Euler's, as its end may be
     clean data, where the noise is not defined.
 
     Returns:
@@ -145,7 +145,7 @@ def heun() -> SamplingMethod:
         }
 
     def step(predict, latents, state, now, next, noise):
-        """Moves by the first slope, then anew by the mean of both (lines 5 and 8)."""
+        """Moves by the first slope, then again by the mean of both (lines 5 and 8)."""
 
         def first_or(saved, current):
             return jnp.where(state["correcting"], saved, current)
@@ -167,9 +167,9 @@ def heun() -> SamplingMethod:
     return SamplingMethod(init=init, step=step, order=2, evaluations=evaluations)
 
 
-# Weights of the noise predictions, newest first, by how many evaluations came before
+# Weights of the noise predictions, newest first, by the number of earlier evaluations
 # (Liu et al. 2022, Eq. 9-12): Euler's predictor, Heun's corrector of the same first
-# step, then Adams-Bashforth of order 2, 3 and, from there on, 4.
+# step, then Adams-Bashforth of order 2, 3 and finally 4.
 _PLMS_WEIGHTS = np.array(
     [
         [1, 0, 0, 0],
@@ -185,8 +185,8 @@ _PLMS_WEIGHTS = np.array(
 def plms() -> SamplingMethod:
     """Pseudo linear multi-step sampling, deterministic (Liu et al. 2022, Eq. 12).
 
-    Its first step takes two evaluations. It therefore sees its first transition twice:
-    once to predict, once to correct. All steps share one evaluation in the program.
+    The first transition is done twice, with one evaluation each: once to predict, once
+    to correct. The compiled program contains the network only once, for all steps.
 
     Returns:
       A SamplingMethod of order 2 with one evaluation more than steps.
@@ -202,7 +202,7 @@ def plms() -> SamplingMethod:
     def step(predict, latents, state, now, next, noise):
         """Moves along a weighted sum of the latest noise predictions (Eq. 12)."""
         count, history = state["count"], state["history"]
-        # Clean data holds no noise to correct with: the first step stays as predicted.
+        # At clean data there is no noise to correct with: the prediction is kept.
         correcting, correctable = count == 1, next.sigma > 0
         where = functools.partial(jnp.where, correcting)
         ahead = functools.partial(jnp.where, correcting & correctable)
@@ -214,7 +214,7 @@ def plms() -> SamplingMethod:
             slope += weight * past
         slope = jnp.where(correcting & ~correctable, history[0], slope)
         origin = where(state["x0"], x0), where(history[0], noise_pred)
-        # The corrector's own evaluation is made again, from better latents.
+        # The corrector's evaluation is not kept: it is repeated with better latents.
         pushed = (noise_pred, *history[:2])
         state = {
             "count": count + 1,
@@ -230,14 +230,14 @@ def plms() -> SamplingMethod:
 
 
 def dpmpp_2m(eta: float = 0.0) -> SamplingMethod:
-    """DPM-Solver++(2M), in the prediction of clean latents (Lu et al. 2022, Alg. 2).
+    """DPM-Solver++(2M), predicting clean latents (Lu et al. 2022, Alg. 2).
 
-    The first step, one from pure noise and one to clean data are of first order.
+    The first step, and steps from pure noise or to clean data, are of first order.
 
     Args:
       eta: Fraction of the noise of the reverse diffusion: 0 is the probability flow
-        ODE, 1 is SDE-DPM-Solver++(2M), whose order is that of the distribution it draws
-        from.
+        ODE, 1 is SDE-DPM-Solver++(2M), whose order refers to the distribution of its
+        samples.
 
     Returns:
       A SamplingMethod of order 2.
@@ -249,7 +249,7 @@ def dpmpp_2m(eta: float = 0.0) -> SamplingMethod:
     def step(predict, latents, state, now, next, noise):
         """Moves to sigma / sigma_now latents - alpha (exp(-h) - 1) D (Alg. 2).
 
-        D is x0 + change / 2 and h the width; `eta` makes it that of the SDE.
+        D is x0 + change / 2 and h the width; with `eta` it is the step of the SDE.
         """
         x0, _ = predict(latents, now)
         width = _width(now, next)
@@ -279,8 +279,8 @@ def dpmpp_2m_sde(eta: float = 1.0) -> SamplingMethod:
 def unipc() -> SamplingMethod:
     """UniPC-2 with B_2(h), predicting clean latents (Zhao et al. 2023, Alg. 1 and 2).
 
-    Its predictor is DPM-Solver++(2M). The corrector comes one step later, when the
-    network has seen the predicted latents, and costs no evaluation.
+    Its predictor is DPM-Solver++(2M). The corrector is applied in the next step, after
+    the network has been evaluated at the predicted latents, so it costs no evaluation.
 
     Returns:
       A SamplingMethod of order 3.
@@ -299,7 +299,8 @@ def unipc() -> SamplingMethod:
     def step(predict, latents, state, now, next, noise):
         """Corrects latents (UniC, Alg. 1), then predicts the next (UniP, Alg. 2)."""
         x0, _ = predict(latents, now)
-        # What is not as predicted is known and was replaced: it needs no correction.
+        # Latents that differ from the prediction were replaced by known ones: these
+        # need no correction.
         free = latents == state["latents"]
         latents = jnp.where(free, latents + _correction(x0, state, now), latents)
         width = _width(now, next)
@@ -318,18 +319,18 @@ def unipc() -> SamplingMethod:
 
 
 def _correction(x0, state, now):
-    """What UniC-2 adds to the latents that the last step predicted (Algorithm 1)."""
-    # Nothing was predicted before the first step, nothing improves on pure noise, and a
-    # step that led nowhere needs no correction.
+    """The correction that UniC-2 adds to the last step's prediction (Algorithm 1)."""
+    # No correction before the first step, after a step from pure noise, or after a step
+    # of width 0.
     correctable = jnp.isfinite(state["width"]) & (state["width"] > 0)
     width = jnp.where(correctable, state["width"], 1.0)
     before = state["before"]
     basis = -jnp.expm1(-width)
-    # The weights that make it exact where x0 is a polynomial of log-SNR.
+    # The weights that make it exact if x0 is a polynomial in log-SNR.
     first = (1 - basis / width) / basis
     second = (1 - 2 * (1 - basis / width) / width) / basis
     past = (first - second) / (1 + before / width)
-    # A first step knows no past; the usual weight of its end is then 1/2.
+    # The first step has no past; the usual weight of its end is then 1/2.
     known = jnp.isfinite(before)
     past = jnp.where(known, past, 0.0)
     end = jnp.where(known, first - past, 0.5)
@@ -340,16 +341,16 @@ def _correction(x0, state, now):
 
 
 def _width(now, next):
-    """How far a step goes in log(alpha / sigma); infinite from or to an end."""
+    """Width of a step in log(alpha / sigma); infinite at pure noise or clean data."""
     here, there = (jnp.log(point.alpha) - jnp.log(point.sigma) for point in (now, next))
     return there - here
 
 
 def _change(x0, last_x0, last_width, width):
-    """How much x0 will change over a step if it goes on as over the last one.
+    """Change of x0 over a step, extrapolated from the last one.
 
-    Zero where that is unknown, as after a step that led nowhere (a grid may repeat a
-    level), or the step leads to clean data.
+    Zero if that is unknown, as after a step of width 0 (a grid may repeat a level), or
+    if the step leads to clean data.
     """
     known = jnp.isfinite(width) & (last_width > 0)
     ratio = jnp.where(known, width / jnp.where(known, last_width, 1.0), 0.0)
@@ -380,13 +381,13 @@ def make_sampler(name: str, **options: Any) -> SamplingMethod:
 
     Args:
       name: Row of SAMPLERS.
-      **options: What that sampler takes, such as `eta`; None means its default.
+      **options: Options of that sampler, such as `eta`; None for its default.
 
     Returns:
       A SamplingMethod.
 
     Raises:
-      ValueError: If the name is unknown, the sampler does not take an option, or one of
+      ValueError: If the name is unknown, the sampler does not have an option, or one of
         FRACTIONS is not in [0, 1].
     """
     given = {key: value for key, value in options.items() if value is not None}
@@ -402,11 +403,11 @@ def make_sampler(name: str, **options: Any) -> SamplingMethod:
     return SAMPLERS[name](**given)
 
 
-# Options that are fractions, of whichever sampler.
+# Options of any sampler that are fractions.
 FRACTIONS = ("eta", "v_posterior")
 
-# Constructors: (**options) -> SamplingMethod. Euler's names are those that users look
-# for.
+# Constructors: (**options) -> SamplingMethod. Euler's method has the names that users
+# look for.
 SAMPLERS = {
     "ddpm": ddpm,
     "ddim": ddim,

@@ -1,6 +1,6 @@
-"""What a sampler is: a pair of functions from one noise level to the next.
+"""The interface of samplers: pure functions for a step between two noise levels.
 
-It stands apart from the table of samplers, so that a file of one can be imported there.
+It is separate from the table of samplers, so that files of samplers can import it.
 """
 
 from collections.abc import Callable
@@ -20,25 +20,25 @@ def _once(num_steps):
 
 
 class SamplingMethod(NamedTuple):
-    """A sampler: one way to take latents from a noise level to the next.
+    """A sampler: moves latents from one noise level to the next.
 
     Its functions are pure. `predict(latents, point) -> (x0, noise)` is the denoiser,
-    guidance included; `now` and `next` are scalar SchedulePoints. `solve.sample` owns
+    guidance included; `now` and `next` are scalar SchedulePoints. `solve.sample` does
     everything else: the loop, randomness, the start index, temperature and the
     replacement of known latents.
 
-    A step must give finite latents from pure noise (alpha 0) and to clean data (sigma
+    A step must return finite latents from pure noise (alpha 0) and to clean data (sigma
     0), where log-SNR and half of the usual divisions are infinite. Latents and state
-    keep their shapes from step to step; `solve.sample` casts both back to the types
-    that they began with, as a denoiser in bfloat16 may give others.
+    keep their shapes from step to step; `solve.sample` casts both back to their initial
+    types, as a denoiser in bfloat16 may return others.
 
     Attributes:
       init: latents -> state, any pytree.
       step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
         standard normal times temperature.
       order: Order of convergence on a grid uniform in log-SNR.
-      evaluations: num_steps -> how many times each transition is stepped, int
-        [num_steps], for samplers that evaluate the network several times in one.
+      evaluations: num_steps -> how often `step` is called for each transition, int
+        [num_steps], for samplers with several network evaluations per transition.
       stochastic: Whether steps use `noise`.
     """
 

@@ -1,9 +1,9 @@
-"""Noise schedules: how much signal and noise the latents hold at each timestep.
+"""Noise schedules: how much signal and noise the latents have at each timestep.
 
-Everything else in this package sees a schedule through `SchedulePoint`s, that is
-through `alpha` and `sigma` of z_t = alpha z_0 + sigma noise, so training, samplers and
-tests share one set of formulas. Tables are computed in float64 NumPy and reach the
-device as float32.
+All other code uses a schedule through `SchedulePoint`s, that is through `alpha` and
+`sigma` of z_t = alpha z_0 + sigma noise, so training, samplers and tests share one set
+of formulas. Tables are computed in float64 with NumPy and converted to float32 on the
+device.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class SchedulePoint(NamedTuple):
     """One noise level, or an array of them.
 
     Attributes:
-      timestep: What the network is conditioned on, in [0, T - 1]; 0 is the least noise.
-        int32, or float32 on a grid with levels between those of training.
+      timestep: Timestep for the network, in [0, T - 1]; 0 is the least noise. int32, or
+        float32 on a grid with levels between those of training.
       alpha: Scale of the signal in z_t = alpha z_0 + sigma noise.
       sigma: Scale of the noise.
     """
@@ -38,10 +38,10 @@ class NoiseSchedule:
     """The noise levels that a model is trained on, least noise first.
 
     Attributes:
-      alpha: Scale of the signal at each level, float64 [T], falling; it may end at 0.
-      sigma: Scale of the noise at each level, float64 [T], rising.
-      power: alpha^power + sigma^power is 1: with 2 the variance is preserved (Ho et al.
-        2020, Sec. 2), 1 is the straight path of rectified flow (Liu et al. 2023).
+      alpha: Scale of the signal at each level, float64 [T], decreasing, possibly to 0.
+      sigma: Scale of the noise at each level, float64 [T], increasing.
+      power: alpha^power + sigma^power is 1: 2 for variance-preserving schedules (Ho et
+        al. 2020, Sec. 2), 1 for the straight path of rectified flow (Liu et al. 2023).
     """
 
     alpha: np.ndarray
@@ -55,7 +55,7 @@ class NoiseSchedule:
 
     @property
     def reaches_pure_noise(self) -> bool:
-        """Whether the last level holds no signal at all."""
+        """Whether the last level has no signal at all."""
         return bool(self.alpha[-1] == 0)
 
     @functools.cached_property
@@ -65,15 +65,15 @@ class NoiseSchedule:
 
     @functools.cached_property
     def betas(self) -> Float[np.ndarray, " levels"]:
-        """Variance that each forward step adds, float64 [T]; for `power` 2 alone."""
+        """Variance that each forward step adds, float64 [T]; only for `power` 2."""
         before = np.append(1.0, self.alphas_cumprod[:-1])
         return 1.0 - self.alphas_cumprod / before
 
     def identity(self) -> dict[str, Any]:
-        """Says which noise levels these are, whatever options they were made of.
+        """Identifies the noise levels, independently of the options that made them.
 
         Returns:
-          JSON-like dict of their number and of alpha at three of them, in six digits.
+          JSON-like dict of their number, and of alpha at three of them in six digits.
         """
         places = {"first": 0, "middle": len(self.alpha) // 2, "last": -1}
         alphas = {f"{name}_alpha": self.alpha[index] for name, index in places.items()}
@@ -102,10 +102,10 @@ class NoiseSchedule:
         return SchedulePoint(timesteps, alpha[timesteps], sigma[timesteps])
 
     def between(self, timesteps: Num[np.ndarray, "*shape"]) -> SchedulePoint:
-        """Finds levels that may lie between those of the table.
+        """Computes levels that may be between those of the table.
 
-        Interpolates what adds up to 1, for `power` 2 the variances, which stays finite
-        where there is no signal.
+        Interpolates alpha^power and sigma^power, which add up to 1 (for `power` 2 the
+        variances), so that levels without signal stay finite.
 
         Args:
           timesteps: NumPy array, integer or float, in [0, T - 1].
@@ -129,9 +129,9 @@ class NoiseSchedule:
         alpha: float | Float[np.ndarray, "*shape"],
         sigma: Float[np.ndarray, "*shape"],
     ) -> SchedulePoint:
-        """Finds the levels at which signal and noise are in given proportions.
+        """Finds the levels with the given ratios of signal to noise.
 
-        The inverse of `between`, for levels beyond the table with its nearest timestep.
+        The inverse of `between`; levels beyond the table get its nearest timestep.
 
         Args:
           alpha: Any positive multiple of the scale of the signal, a scalar or [N].
@@ -163,10 +163,10 @@ def make_schedule(
     Args:
       kind: Row of BETAS, or of WITHOUT_BETAS. The paper's models use "scaled_linear",
         which CompVis calls "linear". "rectified_flow" is the straight path from data to
-        noise, sigma = (t + 1) / T, and takes none of the options below.
+        noise, sigma = (t + 1) / T, and ignores the betas and the options after them.
       num_train_timesteps: Number of noise levels T, 2 to 100,000.
-      beta_start: First beta of the linear kinds (of "sqrt": its square); "cosine"
-        takes neither this nor the next.
+      beta_start: First beta of the linear kinds (for "sqrt" its square); "cosine"
+        ignores this and the next.
       beta_end: Last beta, likewise.
       cosine_s: Offset of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
       zero_terminal_snr: Whether to rescale the levels so that the last one is pure
@@ -176,8 +176,8 @@ def make_schedule(
       A NoiseSchedule.
 
     Raises:
-      ValueError: If the kind is unknown, the number of levels out of its range, or a
-        beta leaves (0, 1).
+      ValueError: If the kind is unknown, the number of levels is out of its range, or a
+        beta is not in (0, 1).
     """
     kinds = (*BETAS, *WITHOUT_BETAS)
     if kind not in kinds:
@@ -199,7 +199,7 @@ def make_schedule(
     signal = np.cumprod(1.0 - betas)
     alpha = np.sqrt(signal)
     if zero_terminal_snr:
-        # Keeps the first level and takes from each what the last one had.
+        # Shifts alpha so that the last is 0, and scales it so that the first is kept.
         alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
         signal = alpha**2
     return NoiseSchedule(alpha, np.sqrt(1.0 - signal))
@@ -230,7 +230,7 @@ def check_prediction(schedule: NoiseSchedule, prediction_type: str) -> None:
       prediction_type: Row of PREDICTION_TYPES.
 
     Raises:
-      ValueError: If `prediction_type` does not go with the schedule.
+      ValueError: If `prediction_type` does not work with the schedule.
     """
     found = _found_again(_prediction_row(prediction_type), schedule)
     if _is_example(found):
@@ -258,16 +258,17 @@ def _is_example(found):
 
 
 def _found_again(row, schedule):
-    """What a perfect network's output at each level says of _EXAMPLE, [2, T]."""
+    """x0 and noise of _EXAMPLE, recovered from a perfect network's output, [2, T]."""
     alpha, sigma = schedule.alpha, schedule.sigma
     x0, noise = (np.full_like(alpha, value) for value in _EXAMPLE[:, 0])
     latents = alpha * x0 + sigma * noise
-    # What cannot be is inf or nan, which the caller looks for.
+    # What cannot be recovered becomes inf or nan, which the caller checks.
     with np.errstate(all="ignore"):
         output = row.target(x0, noise, alpha, sigma)
         inverses = [f(output, latents, alpha, sigma) for f in (row.x0, row.noise)]
     found = np.stack([np.asarray(value) for value in inverses])
-    # Beside the ends, single precision is enough to tell.
+    # Near the ends of the schedule only finiteness is checked; elsewhere single
+    # precision is enough.
     dim = (np.minimum(alpha, sigma) < 1e-2) & np.isfinite(found)
     return np.where(dim, _EXAMPLE, found)
 
@@ -278,7 +279,7 @@ def target_for(
     noise: Float[Array, "*shape"],
     point: SchedulePoint,
 ) -> Float[Array, "*shape"]:
-    """What the network should output for z_t = alpha z_0 + sigma noise.
+    """Computes the network's training target for z_t = alpha z_0 + sigma noise.
 
     Args:
       prediction_type: Row of PREDICTION_TYPES.
@@ -303,20 +304,20 @@ def predict_x0(
     point: SchedulePoint,
     prediction_type: str,
 ) -> Float[Array, "*shape"]:
-    """Recovers the clean latents that a network output implies.
+    """Computes the clean latents that a network output implies.
 
     Inverts z_t = alpha z_0 + sigma noise for z_0 (Ho et al. 2020, Eq. 4; for "v":
     Salimans & Ho 2022, Sec. 4).
 
     Args:
       output: Network output at (latents, point), [B, h, w, c].
-      latents: Noisy latents z_t, same shape, in units of unit-variance latents.
+      latents: Noisy latents z_t, same shape, in the scale of unit-variance latents.
       point: SchedulePoint of the latents, scalar or [B].
-      prediction_type: What `output` estimates, a row of PREDICTION_TYPES.
+      prediction_type: What `output` predicts, a row of PREDICTION_TYPES.
 
     Returns:
-      Estimate of z_0, same shape, in the units of `latents`; not clipped. Infinite
-      where alpha is 0 and the network predicts noise.
+      Predicted z_0, same shape, in the scale of `latents`; not clipped. Infinite where
+      alpha is 0 and the network predicts noise.
 
     Raises:
       ValueError: If `prediction_type` is unknown.
@@ -332,17 +333,17 @@ def predict_noise(
     point: SchedulePoint,
     prediction_type: str,
 ) -> Float[Array, "*shape"]:
-    """Recovers the noise that a network output implies; the twin of `predict_x0`.
+    """Computes the noise that a network output implies, like `predict_x0` for z_0.
 
     Args:
       output: Network output at (latents, point), [B, h, w, c].
       latents: Noisy latents z_t, same shape.
       point: SchedulePoint of the latents, scalar or [B].
-      prediction_type: What `output` estimates, a row of PREDICTION_TYPES.
+      prediction_type: What `output` predicts, a row of PREDICTION_TYPES.
 
     Returns:
-      Estimate of the noise, same shape; infinite where sigma is 0 and the network
-      predicts x0.
+      Predicted noise, same shape; infinite where sigma is 0 and the network predicts
+      x0.
 
     Raises:
       ValueError: If `prediction_type` is unknown.
@@ -394,7 +395,7 @@ BETAS = {
     "sqrt": _sqrt,
 }
 
-# Kinds of schedules that are not made of betas, but in `make_schedule` itself.
+# Kinds of schedules without betas, which `make_schedule` makes itself.
 WITHOUT_BETAS = ("rectified_flow",)
 
 
@@ -405,11 +406,11 @@ class PredictionType(NamedTuple):
       target: (x0, noise, alpha, sigma) -> what the network should predict.
       x0: (output, latents, alpha, sigma) -> the clean latents that it implies.
       noise: (output, latents, alpha, sigma) -> the noise that it implies.
-      elbo_weights: schedule -> the weights of the error in the ELBO term, float64 [T],
-        where they are not those that follow from `x0`; see `objective.elbo_weights`.
+      elbo_weights: schedule -> the weights of the error in the ELBO term, float64 [T];
+        None for those that follow from `x0`; see `objective.elbo_weights`.
 
-    The functions take NumPy's arrays, too. With which schedules a type goes is found
-    out by `check_prediction`.
+    The functions also accept NumPy arrays. `check_prediction` tests whether a type
+    works with a schedule.
     """
 
     target: Callable
@@ -419,18 +420,18 @@ class PredictionType(NamedTuple):
 
 
 def _compvis_weights_of_x0(schedule):
-    # To the letter: its checkpoints were trained without the bracket that was meant,
-    # 2 (1 - signal).
+    # Literally as in CompVis: its checkpoints were trained without the intended
+    # parentheses, 2 (1 - signal).
     signal = schedule.alphas_cumprod
     return 0.5 * np.sqrt(signal) / (2.0 * 1 - signal)
 
 
 def _equal_weights(schedule):
-    # As CompVis' successors have it.
+    # As in the successors of CompVis' code.
     return np.ones_like(schedule.alpha)
 
 
-# "v" is for levels that preserve the variance. In "velocity" = noise - x0 the inverses
+# "v" is for variance-preserving schedules. The inverses of "velocity" = noise - x0
 # divide by alpha + sigma, so it is well defined on every schedule; it is dz/dt only on
 # the straight path of rectified flow.
 PREDICTION_TYPES = {

@@ -1,7 +1,7 @@
 """Runs a sampler along a grid of noise levels: sampling, and inversion to noise.
 
-`sample` owns the loop, randomness, the start index, temperature and the replacement of
-known latents, by which an unconditional model inpaints.
+`sample` implements the loop, randomness, the start index, temperature and the
+replacement of known latents, with which an unconditional model can inpaint.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,7 @@ def normal(
 ) -> Float[Array, " batch *shape"]:
     """Draws standard normal noise, one sample per key.
 
-    Sample k depends on key k alone, so neither the batch size nor the number of
-    devices changes it.
+    Sample k depends only on key k, not on the batch size or the number of devices.
 
     Args:
       rngs: Typed keys [B].
@@ -45,14 +44,14 @@ def replace_known(
     """Makes the hook for `sample` that replaces the known part of the latents.
 
     The replacement method of inpainting (Song et al. 2021, Score-based, App. I.2, call
-    it imputation): before every step the known part becomes the known latents, noised
-    to that step's level. The last result is not replaced.
+    it imputation): before every step the known part is replaced by the known latents,
+    noised to that step's level. In the final result it is not replaced.
 
     Args:
       known: Clean latents [B, h, w, c].
-      mask: 1 where `known` is to be kept, 0 where latents are sampled; anything that
+      mask: 1 where `known` is kept, 0 where latents are sampled; anything that
         broadcasts to `known`.
-      noise: Noise to use at every step instead of fresh one, [B, h, w, c].
+      noise: Noise to use at every step instead of fresh noise, [B, h, w, c].
 
     Returns:
       (latents, point, noise) -> latents.
@@ -78,7 +77,7 @@ def sample(
 ) -> Float[Array, " batch *shape"]:
     """Runs a sampler from noise to clean latents in one `lax.scan`.
 
-    Step i of sample k uses randomness from fold_in(rngs[k], i) alone. Wrap it in
+    Step i of sample k uses only randomness from fold_in(rngs[k], i). Wrap this in
     `jax.jit` together with the network.
 
     Args:
@@ -87,21 +86,21 @@ def sample(
       latents: Latents at the level points[start], [B, h, w, c].
       points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
       rngs: Typed keys [B].
-      start: Index of the first step to run; the S - start last steps run.
+      start: Index of the first step; the last S - start steps are run.
       replacement: Hook (latents, point, noise) -> latents applied before every step,
-        with noise fresh at every step; see `replace_known`.
+        with fresh noise at every step; see `replace_known`.
       temperature: Factor on the noise of stochastic samplers.
 
     Returns:
-      Latents at the level points[S], [B, h, w, c], dtype as given.
+      Latents at the level points[S], [B, h, w, c], in the type of `latents`.
 
     Raises:
-      ValueError: If no step is left to run, or a step changes the structure or a shape
+      ValueError: If there is no step to run, or a step changes the structure or a shape
         of the latents or the state.
     """
     num_steps = len(points.alpha) - 1
     _check_start(start, num_steps)
-    # A repeated step sees the same transition and the same noise again.
+    # A repeated step gets the same transition and the same noise again.
     counts = sampler.evaluations(num_steps - start)
     indices = np.repeat(np.arange(start, num_steps, dtype=np.int32), counts)
     fresh = np.diff(indices, prepend=-1) > 0
@@ -114,7 +113,7 @@ def sample(
         index, fresh = inputs
         now = jax.tree.map(lambda values: values[index], points)
         next = jax.tree.map(lambda values: values[index + 1], points)
-        # What a sampler does not use, the compiler drops, with the drawing of it.
+        # If a sampler uses no noise, the compiler removes its computation.
         noise_rngs, hook_rngs = _step_rngs(rngs, index)
         noise = temperature * normal(noise_rngs, shape)
         if replacement is not None:
@@ -130,7 +129,7 @@ def sample(
 
 
 def _scan(body, carry, inputs):
-    """`jax.lax.scan`, with what no step changes computed before."""
+    """`jax.lax.scan` with loop-invariant computations hoisted."""
     first = jax.tree.map(lambda values: values[0], inputs)
     return jax.lax.scan(hoist_invariants(body, carry, first), carry, inputs)
 
@@ -143,25 +142,25 @@ def invert(
     start: int = 0,
     iterations: int = 1,
 ) -> Float[Array, " batch *shape"]:
-    """Runs DDIM backwards: from clean latents to the noise that it draws them from.
+    """Inverts DDIM: from clean latents to the noise from which it generates them.
 
     The probability flow ODE (Song et al. 2021, DDIM, Sec. 4.3), with the network
-    evaluated at the level that a step leads to, as DDIM does on its way back. With more
-    iterations each step is solved for what DDIM takes back exactly (Pan et al. 2023).
+    evaluated at the noisier level of each step, like in DDIM. More iterations solve
+    each step as a fixed point, until DDIM reverses it exactly (Pan et al. 2023).
 
     Args:
-      predict: The denoiser, (latents, point) -> (x0, noise); without guidance, or the
-        noise is far from normal.
+      predict: The denoiser, (latents, point) -> (x0, noise); without guidance, as the
+        noise would otherwise be far from normal.
       latents: Latents at the level points[S], [B, h, w, c].
       points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
       start: Index of the level to reach; 0 is the most noise.
       iterations: Evaluations of the network in each step.
 
     Returns:
-      Latents at the level points[start], [B, h, w, c], dtype as given.
+      Latents at the level points[start], [B, h, w, c], in the type of `latents`.
 
     Raises:
-      ValueError: If no step is left to run, or without iterations.
+      ValueError: If there is no step to run, or `iterations` is less than 1.
     """
     num_steps = len(points.alpha) - 1
     _check_start(start, num_steps)
@@ -177,7 +176,8 @@ def invert(
         def solve(_, guess):
             x0, noise = predict(guess, now)
             noisier = ratio * latents + (now.sigma - ratio * next.sigma) * noise
-            # Pure noise is what it holds beyond x0: there the noise is z itself.
+            # At pure noise (alpha 0) the predicted noise is z itself, so the noise is
+            # taken from the latents: what they contain besides x0.
             pure = (now.alpha == 0) & (next.sigma > 0)
             scale = now.sigma / jnp.where(pure, next.sigma, 1.0)
             noisier = jnp.where(pure, scale * (latents - next.alpha * x0), noisier)
@@ -197,7 +197,7 @@ def _check_start(start, num_steps):
 
 
 def _in_the_types_of(before, after):
-    """Casts (latents, state) to the types that they had before the step."""
+    """Casts (latents, state) to their types before the step."""
     shapes = [jax.tree.map(jnp.shape, carry) for carry in (before, after)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -215,7 +215,8 @@ def _in_the_type_of(old, new):
 
 def _step_rngs(rngs, index):
     """Two keys for each sample, for the step's noise and the hook's."""
-    # Of three, so that a seed gives what it has always given.
+    # Three keys are split off, one unused, so that seeds give the same samples as in
+    # earlier versions.
     noise, _, hook = jax.vmap(
         lambda rng: jax.random.split(jax.random.fold_in(rng, index), 3), out_axes=1
     )(rngs)
