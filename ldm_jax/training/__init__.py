@@ -1,1 +1,1 @@
-"""The stages of training, and the one loop."""
+"""The training stages, and the training loop that they share."""

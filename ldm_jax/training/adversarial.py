@@ -1,8 +1,8 @@
-"""What an autoencoder and its discriminator learn from a micro-batch, and after it.
+"""Gradients and updates of an autoencoder and its discriminator.
 
-As in CompVis the discriminator runs from the first step, its losses times zero before
-`loss.disc_start`: its batch statistics are known when it starts. It costs a few per
-cent of a step; a branch in the compiled program cost more than it saved.
+As in CompVis the discriminator runs from the first step, with its losses times zero
+before `loss.disc_start`, so that its batch statistics exist when it starts. This costs
+a few per cent of a step; a branch in the compiled program cost more than it saved.
 """
 
 import dataclasses
@@ -36,17 +36,17 @@ from ldm_jax.training.first_stage_losses import (
 from ldm_jax.training.freeze import stop_frozen_gradients
 from ldm_jax.training.loss_options import LossOptions
 
-# Networks of which a moving average is kept: those that are used after training.
+# Networks with a moving average: those that are used after training.
 AVERAGED = ("autoencoder",)
-# Keys of a micro-batch: of latents, of dropout, of what dead codes restart from.
+# Random keys of a micro-batch: for latents, dropout, and the restart of dead codes.
 RNG_NAMES = ("posterior", "dropout", "restart")
-# How the gradient norm of a network is called in the log.
+# Names of the networks' gradient norms in the log.
 _NORMS = {"autoencoder": "grad_norm", "discriminator": "disc_grad_norm"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the functions below share: networks and options, no arrays.
+    """Networks and options for the functions below; holds no arrays.
 
     Attributes:
       model: Autoencoder.
@@ -55,9 +55,9 @@ class Setup:
       perceptual: LPIPS, a function of (its weights, which are `frozen["lpips"]`,
         images, reconstructions) -> [B].
       options: The section `loss`.
-      codes: How the codebook moves; None where there is none.
-      freeze: Paths of the autoencoder's parameters that stay as they are.
-      parts: Micro-batches of a step.
+      codes: Options of codebook updates; None without a codebook.
+      freeze: Paths of the autoencoder's frozen parameters.
+      parts: Micro-batches per step.
       image_shape: Shape of a batch of one image, (1, H, W, C).
     """
 
@@ -73,7 +73,7 @@ class Setup:
 
 
 def draw(setup: Setup, rng: Any) -> tuple[dict, dict]:
-    """Draws the networks.
+    """Initialises the networks.
 
     Args:
       setup: Setup.
@@ -81,8 +81,8 @@ def draw(setup: Setup, rng: Any) -> tuple[dict, dict]:
 
     Returns:
       (params, stats): {"autoencoder", "discriminator"} and, if learnt, {"logvar"}; and
-      the statistics that no gradient trains, those that there are of {"discriminator",
-      "codebook", "lecam"}.
+      statistics without gradient, of {"discriminator", "codebook", "lecam"} those that
+      are used.
     """
     rngs = jax.random.split(rng)
     images = jnp.zeros(setup.image_shape, jnp.float32)
@@ -103,15 +103,15 @@ def draw(setup: Setup, rng: Any) -> tuple[dict, dict]:
 
 
 def begin(setup: Setup, state: TrainState) -> dict:
-    """What the first micro-batch receives.
+    """Makes the carry of the first micro-batch.
 
     Args:
       setup: Setup.
       state: State before the step.
 
     Returns:
-      Dict of "discriminator", its batch statistics, and of a codebook "totals", what
-      its codes got so far.
+      Dict of "discriminator", its batch statistics, and with a codebook "totals", its
+      empty Totals.
     """
     carry = {"discriminator": state.stats.get("discriminator", {})}
     if setup.codes:
@@ -128,7 +128,9 @@ def gradients(
     index: int | Int[Array, ""],
     carry: dict,
 ) -> tuple[tuple[dict, dict], dict]:
-    """Gradients of all networks on a micro-batch; statistics in CompVis' order.
+    """Computes the gradients of all networks on a micro-batch.
+
+    Batch statistics are updated in the order of CompVis.
 
     Args:
       setup: Setup.
@@ -172,15 +174,15 @@ def finish(
     metrics: dict,
     carry: dict,
 ) -> tuple[TrainState, dict]:
-    """Moves what no gradient moves: statistics, averages of logits, the codebook.
+    """Updates what has no gradient: batch statistics, averages of logits, the codebook.
 
     Args:
       setup: Setup.
       before: State before the step.
-      after: State once the optimisers have moved.
+      after: State after the optimisers' updates.
       grads: Gradients, by network.
       metrics: Metrics so far.
-      carry: What the last micro-batch handed on, see `begin`.
+      carry: Carry of the last micro-batch, see `begin`.
 
     Returns:
       (state, metrics).
@@ -203,7 +205,7 @@ def finish(
 
 
 def temperature(options: LossOptions, step: int | Int[Array, ""]) -> Float[Array, ""]:
-    """Temperature of the quantiser "gumbel": half a cosine.
+    """Returns the temperature of the quantiser "gumbel": half a cosine.
 
     Ramesh et al. 2021 (DALL-E), App. A.2.
 
@@ -278,7 +280,7 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
 
 
 def _critic_loss(params, setup, averages, images, decoded, factor, seen):
-    """Loss of the discriminator, whose statistics take images, then decoded ones."""
+    """Loss of the discriminator; its statistics are updated by images, then decoded."""
     options = setup.options
     real, seen = _logits(setup, params, seen, images)
     fake, seen = _logits(setup, params, seen, decoded)

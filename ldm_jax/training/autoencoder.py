@@ -42,7 +42,7 @@ def check(config: ConfigDict) -> None:
       config: ConfigDict.
 
     Raises:
-      ConfigError: If it cannot work.
+      ConfigError: If it is invalid.
     """
     _check_kind(config.first_stage.get("kind", DEFAULT_KIND))
     model = make_first_stage(config.first_stage)
@@ -72,14 +72,14 @@ def make_stage(
       config: ConfigDict.
       mesh: Unused; the second stage needs it.
       data: The run's `Data`.
-      meta: What a checkpoint to resume from records; an empty dict for a new run.
+      meta: `meta` of the checkpoint to resume from; an empty dict for a new run.
       workdir: Unused like `mesh`.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
       CheckpointError: If LPIPS has other weights than when the run began.
     """
     del mesh, workdir
@@ -98,7 +98,7 @@ def make_stage(
 
 
 def _check_frozen(config, record, meta):
-    """Compares the checksum of LPIPS with that of the run that goes on."""
+    """Compares the checksum of LPIPS with that of the run to resume."""
     if "lpips" in record and record["lpips"] != meta.get("lpips", record["lpips"]):
         raise CheckpointError(
             f"loss.lpips_weights={config.loss.lpips_weights} holds other weights than "
@@ -130,12 +130,12 @@ def make_steps(
     frozen: Any,
     example: Mapping[str, Shaped[np.ndarray, "..."]],
 ) -> Stage:
-    """Closes the pure functions of the stage over its networks and optimisers.
+    """Makes the pure functions of the stage from its networks and optimisers.
 
     Args:
       config: ConfigDict.
       model: Autoencoder.
-      options: The section `loss`, with `perceptual_weight` settled.
+      options: The section `loss`, with `perceptual_weight` set.
       frozen: {"lpips": its weights}, or {} without; shapes suffice.
       example: One training example as a batch of one, [1, ...].
 
@@ -143,7 +143,7 @@ def make_steps(
       Stage.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
     """
     freeze, steps = freeze_paths(config), step_options(config)
     pixels = pixels_of(config.data)
@@ -182,18 +182,18 @@ def make_steps(
 
 @dataclasses.dataclass(frozen=True)
 class _HeldOutSteps:
-    """What the stage computes of held-out images: metrics, and images to look at.
+    """The stage's functions of held-out images: metrics and previews.
 
     Attributes:
       setup: Setup.
-      pixels: What images are.
+      pixels: Pixel format of the images.
     """
 
     setup: Setup
     pixels: Pixels
 
     def eval_step(self, state, frozen, batch, rng):
-        """Means of the metrics over the images of a batch that its mask marks."""
+        """Means of the metrics over the images of a batch selected by its mask."""
         del rng
         model, measures = self.setup.model, self.setup.row.measures
         images = to_float(batch["image"])
@@ -207,7 +207,7 @@ class _HeldOutSteps:
         return {name: average(values) for name, values in rows.items()}
 
     def preview(self, state, frozen, batch, rng):
-        """Images and their reconstructions, as they are shown, [B, H, W, 3]."""
+        """Images and their reconstructions as RGB, [B, H, W, 3]."""
         del frozen, rng
         images = to_float(batch["image"])
         shown = {"inputs": images, "reconstructions": self.reconstruct(state, images)}
@@ -219,7 +219,7 @@ class _HeldOutSteps:
 
 
 def _codebook_options(model, options, freeze):
-    """How the codebook moves; None where there is none."""
+    """Options of codebook updates; None without a codebook."""
     codebook = row_of(model).codebook
     if codebook is None:
         return None
@@ -255,7 +255,7 @@ def _make_optimizer(train, rate, options, freeze):
 
 
 def _reconstruct(model, state, images):
-    """Decodes the mode with the moving average where there is one.
+    """Reconstructs with the mode of the posterior, and with EMA weights if there are.
 
     Returns:
       (weights, posterior, reconstructions).
@@ -270,7 +270,7 @@ def _distances(images, decoded, perceptual, frozen):
     """Distances of each image and its reconstruction: name -> [B]."""
     squared = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
     rows = {
-        # Peak to peak is 2 where images are in [-1, 1].
+        # The peak-to-peak range of images in [-1, 1] is 2.
         "psnr": 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10)),
         "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
     }
@@ -280,6 +280,6 @@ def _distances(images, decoded, perceptual, frozen):
 
 
 def _perceptual(network, pixels, params, images, decoded):
-    """LPIPS of images in [-1, 1] as they are shown: [B]."""
+    """LPIPS of images in [-1, 1], converted to RGB: [B]."""
     shown = pixels.to_rgb(images), pixels.to_rgb(decoded)
     return network.apply({"params": params}, *shown)

@@ -39,9 +39,9 @@ def check(config: ConfigDict) -> None:
       config: ConfigDict.
 
     Raises:
-      ConfigError: If it cannot work.
+      ConfigError: If it is invalid.
     """
-    # The data say how many classes there are.
+    # A placeholder: the number of classes is that of the data.
     make_classifier(config, num_classes=1)
     make_noise_schedule(config)
     if eval_options(config).every:
@@ -64,14 +64,14 @@ def make_stage(
       config: ConfigDict.
       mesh: Mesh of the run.
       data: The run's `Data`.
-      meta: What a checkpoint to resume from records, see `training.diffusion`.
+      meta: `meta` of the checkpoint to resume from, see `training.diffusion`.
       workdir: Workdir of the run, where a copy of the first stage is kept.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
 
     Raises:
-      ConfigError: If the config cannot work, or the data have no labels.
+      ConfigError: If the config is invalid, or the data have no labels.
       CheckpointError: If the first stage cannot be read.
     """
     first = open_first_stage(config, meta, workdir)
@@ -102,7 +102,7 @@ def make_steps(
     frozen: Any,
     example: Mapping[str, Shaped[np.ndarray, "..."]],
 ) -> Stage:
-    """Closes the pure functions of the stage over the model and the optimiser.
+    """Makes the pure functions of the stage from the model and the optimiser.
 
     Args:
       config: ConfigDict.
@@ -114,7 +114,7 @@ def make_steps(
       Stage.
 
     Raises:
-      ConfigError: If the section `train` cannot work.
+      ConfigError: If the section `train` is invalid.
     """
     shape = latent_diffusion.latent_shape_in(model, example)
 

@@ -1,9 +1,9 @@
-"""The codebook between steps: moving averages and the restart of dead codes.
+"""Codebook updates without gradients: moving averages and restarts of dead codes.
 
-Both are a function of what a step's global batch gave each code (`Totals`), applied
-once the optimisers have moved. Use is counted in multiples of even use, so that a
-threshold means the same for every batch and codebook: 1 is what each code would get if
-all were used alike.
+Both depend on the latents of a step's global batch that each code was assigned
+(`Totals`), and are applied after the optimisers' updates. Usage is counted relative to
+uniform usage, so that a threshold means the same for every batch and codebook: 1 is the
+usage of each code if all are used equally.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from ldm_jax.annotations import Array, Bool, Float, Int, Key
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.models.quantizer import Quantized, codebook_metrics
 
-# Decay of the average use where the codebook itself is no moving average.
+# Decay of the average usage if the codebook itself is not a moving average.
 USAGE_DECAY = 0.99
 
 
 @struct.dataclass
 class Totals:
-    """What a step's global batch gave to each code, summed over micro-batches.
+    """The latents of a step's global batch by code, summed over micro-batches.
 
     Attributes:
-      counts: Number of latents, [num_codes].
-      sums: Sum of latents, [num_codes, c].
-      drawn: A latent drawn for each code, [num_codes, c]: what it restarts from.
+      counts: Number of latents assigned to each code, [num_codes].
+      sums: Sum of these latents, [num_codes, c].
+      drawn: A random latent for each code to restart from, [num_codes, c].
     """
 
     counts: Any
@@ -40,11 +40,11 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class CodebookOptions:
-    """How a codebook moves beside what its gradient does.
+    """Options of codebook updates besides those by gradients.
 
     Attributes:
       shape: (number of codes, channels of a code).
-      path: Names under which the codes lie in the autoencoder's parameters.
+      path: Path of the codes in the autoencoder's parameters.
       ema_decay: See `update_codebook`.
       restart_threshold: See `update_codebook`.
     """
@@ -55,16 +55,16 @@ class CodebookOptions:
     restart_threshold: float = 0.0
 
     def init(self) -> dict[str, Float[Array, "..."]]:
-        """Draws what `update_codebook` keeps between steps.
+        """Makes the initial state of `update_codebook`.
 
         Returns:
-          Dict of arrays [num_codes, ...], empty where nothing is kept.
+          Dict of arrays [num_codes, ...], empty if no state is needed.
         """
         return init_codebook_stats(*self.shape, self.ema_decay, self.restart_threshold)
 
 
 def empty_totals(num_codes: int, features: int) -> Totals:
-    """Makes the Totals of no latents.
+    """Makes empty Totals.
 
     Args:
       num_codes: Size of the codebook.
@@ -84,14 +84,14 @@ def add_totals(
     index: int | Int[Array, ""],
     parts: int,
 ) -> Totals:
-    """Adds a micro-batch.
+    """Adds a micro-batch to the totals.
 
     Args:
       totals: Totals so far.
       quantized: `Quantized` of the micro-batch.
-      rng: Key of the draw, a scalar.
+      rng: Key to draw latents, a scalar.
       index: Index of the micro-batch.
-      parts: Number of micro-batches; each fills an equal part of what is drawn.
+      parts: Number of micro-batches; each provides an equal part of the drawn latents.
 
     Returns:
       Totals.
@@ -109,15 +109,15 @@ def add_totals(
 def draw_latents(
     rng: Key[Array, ""], latents: Float[Array, "batch h w c"], count: int
 ) -> Float[Array, "count c"]:
-    """Draws latents without drawing one twice, where there are enough.
+    """Draws random latents, none of them twice if there are enough.
 
     Args:
       rng: Key.
       latents: [B, h, w, c].
-      count: How many.
+      count: Number of latents to draw.
 
     Returns:
-      [count, c], one from each of `count` equal stretches of the batch.
+      [count, c], one from each of `count` equal segments of the batch.
     """
     flat = latents.reshape(-1, latents.shape[-1])
     size = len(flat)
@@ -134,7 +134,7 @@ def init_codebook_stats(
     ema_decay: float | None = None,
     restart_threshold: float = 0.0,
 ) -> dict[str, Float[Array, "..."]]:
-    """Makes the state that `update_codebook` keeps.
+    """Makes the initial state of `update_codebook`.
 
     Args:
       num_codes: Size of the codebook.
@@ -143,8 +143,8 @@ def init_codebook_stats(
       restart_threshold: Likewise.
 
     Returns:
-      Dict of "usage" [num_codes] and, of a moving average, "sums" [num_codes, c]; empty
-      where neither is asked for.
+      Dict of "usage" [num_codes] and, for a moving average, "sums" [num_codes, c];
+      empty with neither option.
     """
     stats = {}
     if ema_decay or restart_threshold:
@@ -164,24 +164,26 @@ def update_codebook(
     ema_decay: float | None = None,
     restart_threshold: float = 0.0,
 ) -> tuple[Float[Array, "num_codes c"], Bool[Array, " num_codes"], dict]:
-    """Moves codes to averages of their latents, and dead codes to latents.
+    """Sets codes to averages of their latents, and dead codes to latents.
 
-    A moving average (van den Oord et al. 2017, App. A.1): with n and s a code's count
-    and sum, N <- d N + (1 - d) n, m <- d m + (1 - d) s, e = m / N. N and m start as if
-    each code had got even use of itself; a code that gets nothing stays where it is.
+    Moving average (van den Oord et al. 2017, App. A.1): with n and s a code's count and
+    sum, N <- d N + (1 - d) n, m <- d m + (1 - d) s, e = m / N. N and m start as if each
+    code had uniform usage with latents equal to itself; a code without latents does not
+    move.
 
-    A code is dead when the moving average of its use falls below the threshold
-    (Dhariwal et al. 2020, Jukebox, Sec. 3). It becomes a latent of the batch, as if it
-    had had even use.
+    A code is dead if the moving average of its usage falls below the threshold
+    (Dhariwal et al. 2020, Jukebox, Sec. 3). It is set to a latent of the batch, with
+    its usage reset to uniform.
 
     Args:
       codes: Codebook before the step, [num_codes, c].
-      optimized: Codebook after the optimiser's update; taken where there is no average.
+      optimized: Codebook after the optimiser's update; used without `ema_decay`.
       stats: From `init_codebook_stats` or the step before.
       totals: Totals of the step.
       step: Number of steps done before.
       ema_decay: Decay of the average; None leaves the codebook to the optimiser.
-      restart_threshold: Fraction of even use below which a code is dead; 0 for never.
+      restart_threshold: Fraction of uniform usage below which a code is dead; 0 for
+        no restarts.
 
     Returns:
       (codes, restarted, stats): the codebook after the step, which codes were restarted
@@ -191,10 +193,10 @@ def update_codebook(
     even = jnp.sum(totals.counts) / len(codes)
     usage = stats["usage"] + rate * (totals.counts / even - stats["usage"])
     if ema_decay:
-        # At the first step the codes may be another run's: only now are they known.
+        # The codes may come from another run, so they are only known at the first step.
         sums = jnp.where(step == 0, codes, stats["sums"])
         sums = sums + rate * (totals.sums / even - sums)
-        # In the long run a code that gets nothing has no use left to divide by.
+        # The usage of a code that is never used decays to zero.
         means = sums / jnp.maximum(usage, 1e-20)[:, None]
         codes = jnp.where((usage > 1e-20)[:, None], means, codes)
     else:
@@ -210,17 +212,17 @@ def update_codebook(
 def move_codes(
     options: CodebookOptions, before: TrainState, after: TrainState, totals: Totals
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Averages and restarts the codes of a state.
+    """Applies `update_codebook` to a state.
 
     Args:
       options: CodebookOptions.
       before: State before the step.
-      after: State once the optimisers have moved.
+      after: State after the optimisers' updates.
       totals: Totals of the step.
 
     Returns:
-      (state, metrics): name -> scalar, see `quantizer.codebook_metrics`; with restarts
-      "codebook_restarts", how many there were.
+      (state, metrics): metrics of name -> scalar, see `quantizer.codebook_metrics`;
+      with restarts also "codebook_restarts", their number.
     """
     metrics = codebook_metrics(totals.counts)
     if "codebook" not in before.stats:
@@ -236,7 +238,7 @@ def move_codes(
     )
     average = after.ema_params
     if average:
-        # What a restarted code was says nothing of what it is.
+        # The average of a restarted code's old values is meaningless.
         kept = jnp.where(restarted[:, None], codes, _get(average, options.path))
         average = _put(average, options.path, kept)
     if options.restart_threshold:
@@ -255,7 +257,7 @@ def _get(params, path):
 
 
 def _put(params, path, codes):
-    """Returns parameters with other codes."""
+    """Returns parameters with the codes at a path replaced."""
     tree = codes
     for depth in reversed(range(len(path))):
         tree = _get(params, path[:depth]) | {path[depth]: tree}

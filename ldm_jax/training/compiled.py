@@ -1,7 +1,7 @@
-"""What a run compiles: its programs, and the training step for each shape of a batch.
+"""The compiled programs of a run, and the training step for each batch shape.
 
-`ldm-plan` traces and compiles the same programs ahead of a run: which arguments they
-take and give, and what is donated, is said here alone.
+`ldm-plan` traces and compiles the same programs ahead of a run: their arguments,
+outputs and donation are defined only here.
 """
 
 import time
@@ -19,11 +19,11 @@ from ldm_jax.training.throughput import Stopwatch
 
 
 def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
-    """The program that draws a state directly into its shardings.
+    """Jits the initialisation of a state, directly into its shardings.
 
     Args:
-      init: That of a Stage.
-      shardings: How its TrainState is split.
+      init: `init` of a Stage.
+      shardings: Shardings of its TrainState.
       mesh: Mesh of the run.
 
     Returns:
@@ -33,11 +33,11 @@ def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
 
 
 def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
-    """The program of a step; the state that it is given becomes the one it gives.
+    """Jits the training step; the input state is donated.
 
     Args:
-      train_step: That of a Stage.
-      shardings: How its TrainState is split.
+      train_step: `train_step` of a Stage.
+      shardings: Shardings of its TrainState.
       mesh: Mesh of the run.
 
     Returns:
@@ -48,7 +48,7 @@ def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
 
 
 def jit_shown(function: Callable, mesh: Mesh) -> Callable:
-    """A program whose results every process shows: an evaluation or a preview.
+    """Jits an evaluation or a preview, with results replicated for every process.
 
     Args:
       function: `eval_step` or `preview` of a Stage.
@@ -61,38 +61,38 @@ def jit_shown(function: Callable, mesh: Mesh) -> Callable:
 
 
 class CompiledStep:
-    """A step that is compiled when a shape comes for the first time.
+    """A training step that is compiled at the first batch of each shape.
 
-    Batches in buckets have several shapes. Every process meets them in the same order.
+    Batches in buckets have several shapes. Every process gets them in the same order.
 
     Attributes:
-      watch: Stopwatch of the steps; compiling does not count.
+      watch: Stopwatch of the steps; it is paused while compiling.
     """
 
     def __init__(
         self, step: Callable, batch_size: int, chips: int, console: Console
     ) -> None:
-        """Compiles nothing yet.
+        """Creates it without compiling.
 
         Args:
           step: Jitted function of (state, frozen, batch).
           batch_size: Images per step, over all chips.
           chips: Number of chips.
-          console: Where lines go.
+          console: Console for lines.
         """
         self._step, self._console, self._programs = step, console, {}
         self.watch = Stopwatch(batch_size, chips)
 
     def prepare(self, *arguments: Any) -> None:
-        """Compiles what a call needs, if that is not done yet.
+        """Compiles the program for a call, if that is not done yet.
 
         Args:
-          *arguments: Those of the call.
+          *arguments: Arguments of the call.
         """
         key = _shapes(arguments[-1])
         if key in self._programs:
             return
-        # What is still being computed is not of the pause.
+        # Running computations must not count as part of the pause.
         jax.block_until_ready(arguments[0])
         with self.watch.paused():
             peers.progress()
@@ -100,7 +100,7 @@ class CompiledStep:
             peers.progress()
 
     def __call__(self, *arguments: Any) -> tuple[Any, dict]:
-        """Takes a step.
+        """Runs a step.
 
         Args:
           *arguments: (state, frozen, batch).
@@ -114,13 +114,13 @@ class CompiledStep:
         return program(*arguments)
 
     def _compile(self, arguments):
-        """The program, and its floating-point operations."""
+        """Returns the compiled program and its FLOPs."""
         start = time.perf_counter()
         with noted() as attentions:
             traced = self._step.trace(*arguments)
         flops = count_flops(traced.jaxpr)
         if attentions:
-            # Before a compiler has its say, which may be that it cannot do it.
+            # Before compiling, which may fail for one of them.
             self._console.line(f"attention: {attentions}")
         compiled = traced.lower().compile()
         seconds = time.perf_counter() - start
@@ -137,13 +137,13 @@ def _shapes(batch: Mapping[str, Any]) -> tuple:
 
 
 def image_shape(batch: Mapping[str, Any]) -> str:
-    """Says how large the images of a batch are.
+    """Formats the size of a batch's images.
 
     Args:
-      batch: Dict of arrays, or of their shapes.
+      batch: Dict of arrays, or of ShapeDtypeStructs.
 
     Returns:
-      Height and width of "image", or of the map that there is in its place.
+      Height and width of "image", or without one of the first map, as "64 x 64".
     """
     maps = [v for k, v in sorted(batch.items(), key=lambda i: i[0] != "image")]
     height, width = next(v.shape[1:3] for v in maps if v.ndim == 4)

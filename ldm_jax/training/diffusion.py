@@ -1,4 +1,4 @@
-"""The second stage: the denoiser and its conditioners, on latents of a frozen first."""
+"""The second stage: denoiser and conditioners, on latents of a frozen first stage."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def check(config: ConfigDict) -> None:
       config: ConfigDict.
 
     Raises:
-      ConfigError: If it cannot work.
+      ConfigError: If it is invalid.
     """
     check_model(config)
     eval_options(config)
@@ -57,15 +57,15 @@ def make_stage(
       config: ConfigDict.
       mesh: Mesh of the run.
       data: The run's `Data`.
-      meta: What a checkpoint to resume from records: the first stage and the latent
-        statistics are taken from it; an empty dict for a new run.
+      meta: `meta` of the checkpoint to resume from, which records the first stage and
+        the latent statistics; an empty dict for a new run.
       workdir: Workdir of the run, where a copy of the first stage is kept.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
       CheckpointError: If the first stage cannot be read.
     """
     first = open_first_stage(config, meta, workdir)
@@ -100,7 +100,7 @@ def make_steps(
     frozen: Any,
     example: Mapping[str, Shaped[np.ndarray, "..."]],
 ) -> Stage:
-    """Closes the pure functions of the stage over the model and the optimiser.
+    """Makes the pure functions of the stage from the model and the optimiser.
 
     Args:
       config: ConfigDict.
@@ -112,7 +112,7 @@ def make_steps(
       Stage.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
     """
     draw = functools.partial(_draw, model, example)
     loss = functools.partial(latent_diffusion.loss, model)
@@ -134,7 +134,7 @@ def make_steps(
 
 
 def _draw(model, example, rng):
-    """The parameters of a model, drawn anew."""
+    """Initialises the parameters of a model."""
     batch = jax.tree.map(jnp.zeros_like, example)
     try:
         return latent_diffusion.init(model, rng, batch)
@@ -146,13 +146,13 @@ def _draw(model, example, rng):
 
 @dataclasses.dataclass(frozen=True)
 class _HeldOutSteps:
-    """What the stage computes of held-out examples: metrics, and images to look at.
+    """The stage's functions of held-out examples: metrics and previews.
 
     Attributes:
       model: LatentDiffusion.
       measure: `eval_step` of the loss, see `make_loss_steps`.
       options: How samples are drawn.
-      pixels: What images are.
+      pixels: Pixel format of the images.
       seed: Seed of the run.
       bins: Number of bins of noise levels, 0 for none.
     """
@@ -165,7 +165,7 @@ class _HeldOutSteps:
     bins: int
 
     def eval_step(self, state, frozen, batch, rng):
-        """The metrics of a batch, and its loss by noise level."""
+        """Metrics of a batch, and its loss by noise level."""
         metrics = self.measure(state, frozen, batch, rng)
         if self.bins:
             params = state.ema_params or state.params
@@ -175,10 +175,10 @@ class _HeldOutSteps:
         return metrics
 
     def preview(self, state, frozen, batch, rng):
-        """Images, their reconstructions and samples under their conditions.
+        """Images, their reconstructions, and samples with their conditions.
 
-        Each [B, H, W, 3] as they are shown; where guidance acts, samples without and
-        with it stand side by side, from the same noise.
+        Each as RGB, [B, H, W, 3]; if guidance is on, samples without and with it are
+        side by side, from the same noise.
         """
         model = self.model
         latents = latent_diffusion.latents_of(model, frozen, batch)
@@ -189,7 +189,7 @@ class _HeldOutSteps:
             generate.sample_images, model, params, frozen, batch, rngs
         )
         samples = _without_and_with_guidance(draw, self.options)
-        # Of latents that were encoded before there are no images.
+        # A batch of latents that were encoded in advance has no images.
         inputs = {"inputs": to_float(batch["image"])} if "image" in batch else {}
         shown = inputs | {
             "reconstructions": latent_diffusion.decode(model, frozen, latents),
@@ -199,7 +199,7 @@ class _HeldOutSteps:
 
 
 def _without_and_with_guidance(draw, options):
-    """Samples of `draw`, a function of options: side by side where guidance acts."""
+    """Samples of `draw`, a function of options; if guided, also those without."""
     guidance = options.guidance
     if not guidance.acts:
         return draw(options)
@@ -207,13 +207,13 @@ def _without_and_with_guidance(draw, options):
     def draw_at(fraction):
         return draw(dataclasses.replace(options, guidance=guidance.at(fraction)))
 
-    # In turn by one program: what is compiled and held stays as large.
+    # One after the other in a loop, so that program size and memory do not grow.
     samples = jax.lax.map(draw_at, jnp.arange(2.0))
     return jnp.concatenate(list(samples), axis=2)
 
 
 def _level_bins(config, model):
-    """How many bins of noise levels there are, 0 for none."""
+    """Number of bins of noise levels, 0 for none."""
     bins, levels = eval_options(config).levels, model.schedule.num_train_timesteps
     if bins is None:
         return min(10, levels)

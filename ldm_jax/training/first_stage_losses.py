@@ -1,4 +1,4 @@
-"""Losses of the first stage: reconstruction, regulariser and adversary.
+"""Losses of the first stage: reconstruction, regulariser and adversarial loss.
 
 Rombach et al. 2022, App. G, after Esser et al. 2021 (VQGAN, Sec. 3.2). One training
 step differentiates `generator_loss` by the autoencoder's parameters, then
@@ -18,10 +18,10 @@ step differentiates `generator_loss` by the autoencoder's parameters, then
         )
         return loss, (reconstructions, aux)
 
-CompVis takes batch statistics in this order: reconstructions (generator), images,
-reconstructions (discriminator); thread them through the three calls of the
-discriminator. It computes the reconstructions anew for the discriminator, after the
-generator's update and with new noise; those of the same step serve as well.
+CompVis updates batch statistics in this order: reconstructions (generator), images,
+reconstructions (discriminator); pass them through the three calls of the discriminator.
+It recomputes the reconstructions for the discriminator, after the generator's update
+and with new noise; those of the same step serve as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,21 +32,22 @@ import jax.numpy as jnp
 
 from ldm_jax.annotations import Array, Float, Int, Shaped
 
-# A number of a program, traced or not.
+# A scalar, traced or not.
 Scalar = float | Shaped[Array, ""]
 Images = Float[Array, "batch height width channels"]
 
-# Of the moving averages of the logits in LeCAM.
+# Decay of the moving averages of the logits in LeCAM.
 LECAM_DECAY = 0.99
 
 
 class Likelihood(NamedTuple):
-    """How far reconstructions are from images.
+    """The likelihood of images given reconstructions.
 
     Attributes:
       kind: Row of RECONSTRUCTION_LOSSES.
       reduction: Row of REDUCTIONS.
-      perceptual: None, or a function (images, reconstructions) -> [B], weighted.
+      perceptual: None, or a function (images, reconstructions) -> distances [B], with
+        their weight applied.
     """
 
     kind: str = "l1"
@@ -59,14 +60,14 @@ LAPLACE = Likelihood()
 
 
 class Adversary(NamedTuple):
-    """What an autoencoder is trained against.
+    """The discriminator and the weights of the adversarial loss.
 
     Attributes:
-      discriminate: Function of reconstructions -> (logits, aux); aux is handed through
-        (updated batch statistics).
+      discriminate: Function of reconstructions -> (logits, aux); aux is returned as it
+        is (updated batch statistics).
       factor: Weight of the adversarial loss at this step, see `discriminator_factor`.
       weight: Multiplies the adaptive weight.
-      weight_cap: Largest adaptive weight, before `weight`.
+      weight_cap: Maximum adaptive weight, before `weight`.
     """
 
     discriminate: Callable
@@ -84,21 +85,22 @@ def reconstruction_loss(
     logvar: Scalar = 0.0,
     reduction: str = "sum",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Negative log-likelihood of images under a Laplace or Gaussian around the decoded.
+    """Negative log-likelihood, Laplace or Gaussian, of images given reconstructions.
 
     Args:
       images: [B, H, W, C] in [-1, 1].
       reconstructions: Like `images`.
       kind: Row of RECONSTRUCTION_LOSSES, "l1" or "l2".
-      perceptual: None, or a distance per example [B], already weighted, which is added
-        to every pixel's error as in CompVis.
+      perceptual: None, or a distance per example [B], with its weight applied, which is
+        added to every pixel's error as in CompVis.
       logvar: Log-variance of the likelihood, a scalar.
       reduction: "sum" over pixels and mean over examples (KL autoencoders), or "mean"
         over both (VQ).
 
     Returns:
-      (nll, metrics): the loss, and scalars before `logvar`: "pixel_loss", the mean
-      error of a pixel, "perceptual_loss" if given, "reconstruction_loss", their sum.
+      (nll, metrics): the loss, and scalars without the effect of `logvar`:
+      "pixel_loss", the mean error of a pixel, "perceptual_loss" if given, and
+      "reconstruction_loss", their sum.
     """
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
     error = jnp.mean(RECONSTRUCTION_LOSSES[kind](difference))
@@ -114,13 +116,13 @@ def reconstruction_loss(
 def discriminator_factor(
     step: int | Int[Array, ""], start: int, factor: float = 1.0, ramp_steps: int = 0
 ) -> Float[Array, ""]:
-    """Weight of the adversarial losses at a step: 0 before the start.
+    """Returns the weight of the adversarial losses at a step: 0 before the start.
 
     Args:
-      step: Steps taken, which may be traced.
+      step: Number of steps done, possibly traced.
       start: First step with adversarial losses.
       factor: Weight after the start.
-      ramp_steps: Steps over which the weight rises linearly; 0 starts at once.
+      ramp_steps: Steps over which the weight rises linearly; 0 for no ramp.
 
     Returns:
       float32 scalar.
@@ -137,17 +139,17 @@ def adaptive_weight(
     cap: float = 1e4,
     epsilon: float = 1e-4,
 ) -> Float[Array, ""]:
-    """Balances the adversarial loss with the reconstruction loss at the last layer.
+    """Computes the weight that balances adversarial and reconstruction loss.
 
-    The ratio of the two gradients' norms by the last kernel (Esser et al. 2021, Eq. 7).
-    They follow from the gradients by the reconstructions through that layer alone, so
-    no pass through the rest of the decoder is needed.
+    The ratio of the norms of their gradients by the last layer's kernel (Esser et al.
+    2021, Eq. 7). These follow from the gradients by the reconstructions, through only
+    that layer, so no pass through the rest of the decoder is needed.
 
     Args:
       last_layer: (function of its kernel -> reconstructions, that kernel).
       nll_gradient: Gradient of the nll by the reconstructions [B, H, W, C].
       generator_gradient: The same of the generator's adversarial loss.
-      cap: Largest weight.
+      cap: Maximum weight.
       epsilon: Added to the denominator.
 
     Returns:
@@ -170,25 +172,26 @@ def generator_loss(
     likelihood: Likelihood = LAPLACE,
     logvar: Scalar = 0.0,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]:
-    """The autoencoder's whole loss, ready to be differentiated by its parameters.
+    """Computes the autoencoder's whole loss, to be differentiated by its parameters.
 
-    Its value and gradient are those of nll + regularisation + weight * factor * g with
-    the adaptive weight held fixed. The gradient by the reconstructions is computed
-    here, once, and handed on: one pass back through the discriminator and one through
-    the autoencoder, adaptive weight included.
+    Value and gradient are those of nll + regularisation + weight * factor * g with the
+    adaptive weight held constant, g being the adversarial loss. The gradient by the
+    reconstructions is computed here, once, and passed on: this takes one backward pass
+    through the discriminator and one through the autoencoder, including the adaptive
+    weight.
 
     Args:
       images: [B, H, W, C] in [-1, 1].
       reconstructions: Like `images`; the gradient flows through them.
-      regularisation: Scalar, weighted: KL divergence or codebook loss.
+      regularisation: Scalar, with its weight applied: KL divergence or codebook loss.
       last_layer: (function, kernel): the decoder's last layer as a function of its
         kernel, see `models.autoencoder.last_layer`.
       adversary: Adversary.
       likelihood: Likelihood.
-      logvar: Log-variance of it, a scalar; a gradient flows through it, too.
+      logvar: Log-variance of the likelihood, a scalar; it has a gradient, too.
 
     Returns:
-      (loss, (metrics, aux)): scalar, dict of scalars, and what `discriminate` gave.
+      (loss, (metrics, aux)): scalar, dict of scalars, and the aux of `discriminate`.
     """
     factor, distance = adversary.factor, likelihood.perceptual
 
@@ -237,12 +240,12 @@ def discriminator_loss(
     kind: str = "hinge",
     factor: Scalar = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The discriminator's loss.
+    """Computes the discriminator's loss.
 
     Args:
       logits_real: Logits of images, any shape.
-      logits_fake: Logits of reconstructions, through which no gradient may reach the
-        autoencoder: stop it.
+      logits_fake: Logits of reconstructions; stop the gradients of the reconstructions,
+        so that none reach the autoencoder.
       kind: Row of DISCRIMINATOR_LOSSES, "hinge" or "vanilla".
       factor: Weight of the adversarial losses at this step.
 
@@ -258,7 +261,9 @@ def discriminator_loss(
 
 
 def r1_penalty(discriminate: Callable, images: Images) -> Float[Array, ""]:
-    """Half the squared gradient of the logits by real images (Mescheder et al. 2018).
+    """Computes the R1 penalty (Mescheder et al. 2018).
+
+    It is half the squared gradient of the logits by real images.
 
     Args:
       discriminate: Function of images -> logits [B, h, w, 1].
@@ -280,10 +285,11 @@ def lecam_penalty(
     logits_fake: Float[Array, "..."],
     averages: Mapping[str, Scalar],
 ) -> Float[Array, ""]:
-    """Holds logits near the other side's moving average (Tseng et al. 2021, Eq. 3).
+    """Computes the LeCAM penalty (Tseng et al. 2021, Eq. 3).
 
-    As in the authors' code, distances count on one side only: real logits above the
-    average of the fake ones, and fake ones below that of the real.
+    It keeps logits of real images near the moving average of the fake ones, and vice
+    versa. As in the authors' code it is one-sided: only real logits above the average
+    of the fake ones count, and fake ones below that of the real.
 
     Args:
       logits_real: Logits of images, any shape.
@@ -307,8 +313,8 @@ def update_lecam(
 
     Args:
       averages: Dict of "real" and "fake", scalars.
-      metrics: What `discriminator_loss` gave.
-      active: Whether the discriminator was run at this step.
+      metrics: Metrics of `discriminator_loss`.
+      active: Whether the adversarial losses have started; else nothing changes.
 
     Returns:
       The averages after the step.
@@ -330,7 +336,7 @@ def _vanilla(real, fake):
 
 @jax.custom_vjp
 def _with_gradient(value, x, gradient):
-    """Returns `value`; what `gradient` says is added to its gradient by `x`."""
+    """Returns `value`, with `gradient` added to its gradient by `x`."""
     del x, gradient
     return value
 
@@ -346,7 +352,7 @@ def _with_gradient_backward(residuals, cotangent):
 
 _with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
-# How a pixel's errors become an image's: summed (KL) or averaged (VQ), as in CompVis.
+# Reductions from pixels to an image: sum (KL) or mean (VQ), as in CompVis.
 REDUCTIONS = {"sum": lambda size: size, "mean": lambda size: 1}
 RECONSTRUCTION_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 DISCRIMINATOR_LOSSES = {"hinge": _hinge, "vanilla": _vanilla}

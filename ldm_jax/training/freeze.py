@@ -1,9 +1,9 @@
-"""Parts of a model that a run leaves as they are.
+"""Frozen parts of a model, which a run does not change.
 
-`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. Of
-a first stage "latents" stands for all that makes its latents (see FIRST_STAGES). No
-gradient is computed for frozen parts, nor for what lies before the first part that is
-trained, and no optimiser holds a state of them.
+`train.freeze` lists their paths: "autoencoder/encoder" is every parameter below it. For
+a first stage "latents" means all parameters that determine its latents (see
+FIRST_STAGES). No gradients are computed for frozen parts, nor for anything before the
+first trained part, and optimisers have no state for them.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ldm_jax.sharding import path_name
 
 
 def freeze_paths(config: ConfigDict) -> tuple[str, ...]:
-    """Reads `train.freeze`, with paths in place of the word "latents".
+    """Reads `train.freeze`, with "latents" replaced by paths.
 
     Args:
       config: ConfigDict with `stage`, `first_stage` and `train`.
@@ -38,39 +38,39 @@ def freeze_paths(config: ConfigDict) -> tuple[str, ...]:
 
 
 def within(freeze: Sequence[str], network: str) -> tuple[str, ...]:
-    """Takes the paths that concern one network, as paths inside of it.
+    """Selects the paths within one network, relative to it.
 
     Args:
       freeze: Paths as in `train.freeze`.
-      network: Name of the network, the paths' first part.
+      network: Name of the network, the first part of a path.
 
     Returns:
-      Tuple of paths; the empty path is the whole network.
+      Tuple of paths; the empty path means the whole network.
     """
     parts = (path.strip("/").split("/", 1) for path in freeze)
     return tuple("".join(rest) for name, *rest in parts if name == network)
 
 
 def is_frozen(path: str, freeze: Sequence[str]) -> bool:
-    """Whether a parameter lies at or below one of the paths.
+    """Returns whether a parameter is at or below one of the paths.
 
     Args:
       path: Path of the parameter.
-      freeze: Paths; the empty one is that of everything.
+      freeze: Paths; the empty path contains everything.
 
     Returns:
-      Whether it does.
+      Whether it is.
     """
     frozen = (name.strip("/") for name in freeze)
     return any(not name or f"{path}/".startswith(f"{name}/") for name in frozen)
 
 
 def stop_frozen_gradients(params: Any, freeze: Sequence[str]) -> Any:
-    """Stops the gradients of frozen parameters; call it inside of what is derived.
+    """Stops the gradients of frozen parameters; call it in the differentiated function.
 
     Args:
       params: Pytree of parameters.
-      freeze: Paths inside of it.
+      freeze: Paths relative to it.
 
     Returns:
       Pytree with the same values.
@@ -86,14 +86,14 @@ def stop_frozen_gradients(params: Any, freeze: Sequence[str]) -> Any:
 def freeze_updates(
     optimizer: optax.GradientTransformation, freeze: Sequence[str]
 ) -> optax.GradientTransformation:
-    """Keeps an optimiser away from frozen parameters; clipping does not see them.
+    """Excludes frozen parameters from an optimiser, including its clipping.
 
     Args:
       optimizer: optax.GradientTransformation.
-      freeze: Paths inside of the tree that it will be given.
+      freeze: Paths relative to the tree that it will be applied to.
 
     Returns:
-      optax.GradientTransformation whose updates are zero there.
+      optax.GradientTransformation whose updates of frozen parameters are zero.
     """
     if not freeze:
         return optimizer
@@ -107,14 +107,14 @@ def freeze_updates(
 
 
 def check_freeze(freeze: Sequence[str], params: Any) -> None:
-    """Checks that each path names something.
+    """Checks that there are parameters at each path.
 
     Args:
       freeze: Paths as in `train.freeze`.
-      params: Pytree of everything that the stage trains; shapes suffice.
+      params: Pytree of all parameters of the stage; shapes suffice.
 
     Raises:
-      ConfigError: If one names nothing.
+      ConfigError: If there are none at a path.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [path_name(path) for path, _ in leaves]

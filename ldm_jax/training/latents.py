@@ -1,4 +1,4 @@
-"""The latents that a stage trains on: from which first stage, and their statistics."""
+"""The latents that a stage trains on: their first stage and their statistics."""
 
 import math
 import os
@@ -28,8 +28,8 @@ from ldm_jax.trained import (
     load_recorded,
 )
 
-# What of the latents is measured, by `first_stage.latent_statistics`: the axes that one
-# mean and one standard deviation are taken over.
+# `first_stage.latent_statistics` -> axes over which mean and standard deviation are
+# taken.
 LATENT_STATISTICS = {"scalar": None, "per_channel": (0, 1, 2)}
 
 
@@ -40,11 +40,11 @@ def measure_statistics(
     mesh: Mesh,
     kind: str = "scalar",
 ) -> LatentStatistics:
-    """Measures what brings latents to unit variance.
+    """Measures the statistics that normalise latents to unit variance.
 
-    CompVis takes one batch on one process; this takes many batches and all processes,
-    posterior samples as in training. Batches are averaged in float64 on the host, each
-    with the weight of its size.
+    CompVis uses one batch on one process; this uses many batches on all processes, with
+    posterior samples as in training. Batches are averaged in float64 on the host,
+    weighted by their sizes.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
@@ -82,8 +82,8 @@ def measure_statistics(
     shift, rows, sizes = 0.0, [], []
     for index, batch in enumerate(batches):
         if kind == "per_channel" and not rows:
-            # Squares about the first batch's means, as those about 0 leave no digits
-            # of a small deviation in float32.
+            # Squares are taken about the first batch's means, as about 0 a small
+            # deviation would be lost in the rounding of float32.
             shift = (0.0,) * model.first_stage.latent_channels
             shift = tuple(measure(shift, index, batch)[0].tolist())
         rows.append(measure(shift, index, batch))
@@ -116,11 +116,11 @@ def _require_variance(std):
 def open_first_stage(
     config: ConfigDict, meta: Mapping[str, Any], workdir: Folder
 ) -> FirstStage:
-    """Loads the first stage of a stage on latents, and keeps a copy of it.
+    """Loads the first stage of a stage on latents, and keeps a copy in the workdir.
 
     Args:
       config: ConfigDict with `first_stage`.
-      meta: What a checkpoint to resume from records; an empty dict for a new run.
+      meta: `meta` of the checkpoint to resume from; an empty dict for a new run.
       workdir: Workdir of the run.
 
     Returns:
@@ -154,13 +154,14 @@ def open_first_stage(
 def frozen_tree(
     first: FirstStage, statistics: LatentStatistics, data: Any, encodes: bool
 ) -> dict[str, Any]:
-    """What of a first stage a stage on latents needs on the devices.
+    """Collects the weights of a first stage that a stage on latents needs on devices.
 
     Args:
       first: FirstStage.
       statistics: Statistics of its latents.
-      data: The run's `Data`; where it is latents already, the encoder stays behind.
-      encodes: Whether conditions are encoded all the same.
+      data: The run's `Data`; if it has latents instead of images, the encoder is left
+        out.
+      encodes: Whether the encoder is needed for conditions anyway.
 
     Returns:
       {"first_stage", "statistics"}, see `latent_diffusion`.
@@ -178,16 +179,16 @@ def frozen_tree(
 
 
 def _first_step(section):
-    """The step that a config names, or the newest: the same on all processes."""
+    """The step in the config, or the newest one; the same on all processes."""
     if section.step is not None or section.workdir in ("", "identity"):
         return section.step
     return checkpoint.common_step(section.workdir)
 
 
 def _check_named(section, recorded):
-    """Refuses another first stage than the copy, if the config names one.
+    """Raises if the config names another first stage than the copied one.
 
-    The place of the copied one may be empty by now, or hold it trained further.
+    The original of the copy may be gone by now, or trained further.
     """
     places = map(os.path.realpath, (absolute(section.workdir), recorded["workdir"]))
     if section.workdir == recorded["workdir"] or len(set(places)) == 1:
@@ -207,9 +208,11 @@ def find_statistics(
     data: Any,
     meta: Mapping[str, Any],
 ) -> LatentStatistics:
-    """The statistics of the latents: of the run, given, of `init_from`, or measured.
+    """Finds the statistics of the latents.
 
-    Those of a set of latents were measured when it was encoded, over all of it.
+    They come from the checkpoint to resume from, `train.init_from`, the config, or are
+    measured. Those of a data set of latents were measured when it was encoded, over all
+    of it.
 
     Args:
       config: ConfigDict with `first_stage` and `train`.
@@ -217,14 +220,14 @@ def find_statistics(
       first: FirstStage.
       mesh: Mesh of the run.
       data: The run's `Data`.
-      meta: What a checkpoint to resume from records; an empty dict for a new run.
+      meta: `meta` of the checkpoint to resume from; an empty dict for a new run.
 
     Returns:
       LatentStatistics on the host.
 
     Raises:
-      ConfigError: If the latents do not vary, or what is given makes no sense or is not
-        what the weights of `init_from` were trained on.
+      ConfigError: If the latents do not vary, or the statistics in the config are
+        invalid or not those that the weights of `init_from` were trained with.
     """
     if meta:
         return LatentStatistics.from_record(meta)
@@ -246,7 +249,7 @@ def find_statistics(
 
 
 def _stored_statistics(found, kind):
-    """Those that the header of a set of latents has."""
+    """The statistics in the header of a data set of latents."""
     if kind == "per_channel":
         _require_variance(np.asarray(found["std"]))
         return LatentStatistics.of(tuple(found["mean"]), tuple(found["std"]))
@@ -255,7 +258,7 @@ def _stored_statistics(found, kind):
 
 
 def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | None:
-    """Reads the statistics that a config gives by hand.
+    """Reads statistics that are set in the config.
 
     Args:
       section: Config section `first_stage` of a second stage.
@@ -265,7 +268,7 @@ def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | N
       LatentStatistics on the host; None if they are to be measured.
 
     Raises:
-      ConfigError: If settings contradict each other or make no sense.
+      ConfigError: If settings contradict each other or are invalid.
     """
     choose(
         LATENT_STATISTICS, section.latent_statistics, "first_stage.latent_statistics"
@@ -304,9 +307,9 @@ def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | N
 
 
 def _same_statistics(section, given, first, meta):
-    """The statistics of the weights that a run starts from; others are refused.
+    """The statistics of the weights that a run starts from; raises for different ones.
 
-    Weights of another first stage are another matter: there, what is given holds.
+    If those weights are for another first stage, the config's statistics are used.
     """
     theirs, problem = LatentStatistics.from_record(meta), None
     if given is not None:
@@ -329,14 +332,14 @@ def _same_statistics(section, given, first, meta):
 def check_same_first_stage(
     found: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> None:
-    """Checks that a first stage makes the latents that a run began with.
+    """Checks that a first stage gives the same latents as that of a run.
 
     Args:
-      found: Record of the first stage that is there, see `trained.FirstStage`.
-      recorded: The one that the run's checkpoint holds.
+      found: Record of the first stage found, see `trained.FirstStage`.
+      recorded: Record in the run's checkpoint.
 
     Raises:
-      CheckpointError: If the weights that make latents differ.
+      CheckpointError: If the weights that determine latents differ.
     """
     if found.get("checksum") != recorded.get("checksum"):
         raise CheckpointError(

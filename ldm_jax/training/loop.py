@@ -1,7 +1,7 @@
-"""The one training loop, of any stage: read `run`, then `_train`, from top to bottom.
+"""The training loop of all stages: read `run`, then `_train`, from top to bottom.
 
-A step's randomness and data follow from (seed, step) alone, so the same command goes on
-where a run was cut, bit for bit on the same devices.
+Randomness and data of a step depend only on (seed, step), so the same command resumes
+an interrupted run, bit for bit on the same devices.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ def run(
 
     Args:
       config: ConfigDict, see `configs/common.py` for its keys.
-      workdir: Folder of the run; it goes on from the newest checkpoint in it.
-      allow_config_change: Go on although the config differs from the checkpoint's.
-      take_workdir: Take it from a run on another host, see `lock.hold`.
+      workdir: Folder of the run, which resumes from the newest checkpoint in it.
+      allow_config_change: Resume although the config differs from the checkpoint's.
+      take_workdir: Take it over from a run on another host, see `lock.hold`.
 
     Returns:
       Dict of the last metrics that were logged.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
-      WorkdirInUse: If another run works in the workdir.
-      TrainingDiverged: If a loss or a gradient is no longer finite.
+      WorkdirInUse: If another run uses the workdir.
+      TrainingDiverged: If a loss or gradient is no longer finite.
       Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = read_config(config)
-    # What is opened below is closed in the end, the last first: until all is saved, a
-    # signal ends nothing.
+    # What is opened below is closed at the end in reverse order, so that signals are
+    # caught until everything is saved.
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(contextlib.closing(Preemption()))
         opened = open_run(
@@ -67,12 +67,12 @@ def run(
 
 
 class _End(NamedTuple):
-    """How training ended: at the last step, or before it, and then why.
+    """How training ended: at the last step, or earlier and why.
 
     Attributes:
       step: Number of steps done.
-      metrics: Those that were logged last.
-      fault: That of the data for which no next batch came, or None.
+      metrics: The metrics that were logged last.
+      fault: Error of the data, if there was no next batch, or None.
       stopped: Whether the run was asked to stop.
     """
 
@@ -83,7 +83,7 @@ class _End(NamedTuple):
 
 
 def _finished(start, num_steps, made):
-    """What is said of a run that has no steps left, made being what was still due."""
+    """The message of a run without steps left; `made`: whether something was due."""
     nothing = "" if made else ", nothing to do"
     if start == num_steps:
         return f"step {start} of {num_steps}: already trained{nothing}"
@@ -94,18 +94,18 @@ def _finished(start, num_steps, made):
 
 
 def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _End:
-    """Takes the steps that are left."""
+    """Runs the remaining steps."""
     train, start, console = run.config.train, run.start, run.console
     state = first_state(run)
 
-    # What was due where the run was cut, or nothing at all if it is at its end.
+    # What was due when the run was interrupted; if no steps are left, that is all.
     held_out = HeldOut(run, preemption.asked)
     made = held_out.begin(start, state)
     if start >= train.num_steps:
         console.line(_finished(start, train.num_steps, bool(made)))
         return _End(start, {})
 
-    # The step, compiled once for each shape of a batch.
+    # The step, compiled once for each batch shape.
     batches = stack.enter_context(contextlib.closing(run.data.train_batches(start)))
     batch = next(batches)
     step = jit_step(run.stage.train_step, run.shardings, run.mesh)
@@ -113,7 +113,7 @@ def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _En
     step.prepare(state, run.frozen, batch)
     watch, log, fault = step.watch, StepLog(run, step.watch), None
 
-    # From here on there is something to save when a signal comes.
+    # From here on a signal must save first.
     preemption.listen()
     for done in range(start + 1, train.num_steps + 1):
         # One step. The device computes while the next batch is fetched.
@@ -127,12 +127,12 @@ def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _En
                 batch, fault = _next(batches)
             stop = fault is not None
 
-        # The log: means since the last line, and how fast that was.
+        # The log: means since the last line, and the speed.
         if final or done % train.log_every == 0:
             log.write(done)
 
-        # What is due: a checkpoint, and what is made with held-out images. What is
-        # still being computed is not of the pause.
+        # What is due: a checkpoint, and what is made with held-out images. Running
+        # computations must not count as part of the pause.
         work = [] if stop else held_out.due(done)
         save = final or stop or due(done, train.checkpoint_every)
         save = save or held_out.needs_saved(work)
@@ -144,28 +144,28 @@ def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _En
                 held_out.make(work, done, state)
                 run.writer.flush()
                 if held_out.cut and not save:
-                    # What is left out is made where the run goes on: here.
+                    # What is left out is made when the run resumes, so save this step.
                     _save(run, log, done, state)
 
-        # The end, if the machine is wanted back or no more data comes.
+        # The end, if the run is asked to stop or there are no more data.
         if stop or held_out.cut:
             break
     return _End(done, log.last, fault, stop or held_out.cut)
 
 
 def _next(batches: Iterator) -> tuple[Any, UserError | None]:
-    """The next batch, or a fault of the data to end with once this step is saved."""
+    """The next batch, or an error of the data, to raise once this step is saved."""
     try:
         return next(batches), None
     except UserError as fault:
-        # A checkpoint takes all processes, and the others have the next batch.
+        # A checkpoint needs all processes, and the others go on with the next batch.
         if jax.process_count() > 1:
             raise
         return None, fault
 
 
 def _save(run: Run, log: StepLog, done: int, state: TrainState) -> None:
-    """Saves a checkpoint: what is saved must be finite, and its log written before."""
+    """Checks that metrics are finite, flushes the log and saves a checkpoint."""
     log.check(done)
     run.writer.flush()
     run.checkpoints.save(done, state, run.meta)

@@ -1,4 +1,4 @@
-"""The config section `loss` of a first stage, and the weights of LPIPS it names."""
+"""The config section `loss` of a first stage, and the LPIPS weights that it names."""
 
 import dataclasses
 from typing import Any
@@ -19,40 +19,42 @@ from ldm_jax.weights.lpips import WHERE, read_lpips
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The config section `loss` of a first stage; defaults are CompVis'.
+    """The config section `loss` of a first stage; defaults are those of CompVis.
 
-    Those of `gumbel_*` are of Ramesh et al. 2021 (DALL-E), App. A.2.
+    The defaults of `gumbel_*` are those of Ramesh et al. 2021 (DALL-E), App. A.2.
 
     Attributes:
       reconstruction: Row of RECONSTRUCTION_LOSSES.
-      reduction: Row of REDUCTIONS; None is the kind's: "sum" for KL, "mean" for VQ.
-      lpips_weights: File of LPIPS' weights, or two with a comma between, those of VGG16
-        and of the heads; "" is none. See `weights.lpips`.
-      perceptual_weight: Weight of LPIPS; None is 1 where there are weights, else 0.
-      logvar_init: Log-variance of the likelihood of a pixel.
-      learn_logvar: Whether it is trained.
+      reduction: Row of REDUCTIONS; None for that of the kind: "sum" for KL, "mean" for
+        VQ.
+      lpips_weights: File of LPIPS weights, or two separated by a comma, those of VGG16
+        and of the heads; "" for none. See `weights.lpips`.
+      perceptual_weight: Weight of LPIPS; None for 1 if there are LPIPS weights, else 0.
+      logvar_init: Initial log-variance of the likelihood of a pixel.
+      learn_logvar: Whether the log-variance is trained.
       kl_weight: Weight of the KL divergence (nats per image).
-      codebook_weight: Weight of the quantiser's loss; None is 1, for "gumbel" 5e-4.
-      codebook_beta: Weight of one half of it, 1 being that of the other one.
-      codebook_legacy: Whether beta weights the half that moves the codes, as in the
-        CompVis, not the one that moves the encoder, as in van den Oord et al. 2017.
-      codebook_ema_decay: Makes codes moving averages of their latents, with this decay;
-        None trains them by gradient.
-      restart_threshold: Fraction of even use below which a code restarts from a latent
-        of the batch, 0.1 for example; 0 for never.
-      gumbel_temperature: Of the softmax of the quantiser "gumbel" at the start.
-      gumbel_end_temperature: The same at the end.
-      gumbel_steps: Steps of the cosine between the two.
+      codebook_weight: Weight of the quantiser's loss; None for 1, or 5e-4 for "gumbel".
+      codebook_beta: Weight of one of its two terms; that of the other is 1.
+      codebook_legacy: Whether beta weights the term that trains the codes, as in
+        CompVis, instead of the one that trains the encoder, as in van den Oord et al.
+        2017.
+      codebook_ema_decay: Decay of codes as moving averages of their latents; None to
+        train them by gradient.
+      restart_threshold: Fraction of uniform usage below which a code restarts from a
+        latent of the batch, for example 0.1; 0 for no restarts.
+      gumbel_temperature: Initial softmax temperature of the quantiser "gumbel".
+      gumbel_end_temperature: Its final temperature.
+      gumbel_steps: Steps of the cosine schedule between the two.
       disc_start: Generator steps before the adversarial losses start.
       disc_weight: Multiplies the adaptive weight.
       disc_loss: Row of DISCRIMINATOR_LOSSES.
       disc_factor: Weight of the adversarial losses once they have started.
-      disc_ramp_steps: Steps over which that weight rises; 0 starts at once.
-      disc_weight_cap: Largest adaptive weight.
-      disc_learning_rate: Peak learning rate of the discriminator; None is the train
-        section's.
-      disc_grad_clip: Largest global norm of its gradients; None is the train section's,
-        0 is none.
+      disc_ramp_steps: Steps over which that weight rises linearly; 0 for no ramp.
+      disc_weight_cap: Maximum adaptive weight.
+      disc_learning_rate: Peak learning rate of the discriminator; None for that of the
+        section `train`.
+      disc_grad_clip: Maximum global norm of the discriminator's gradients; None for
+        that of the section `train`, 0 for no clipping.
       r1_weight: Weight of `r1_penalty`.
       lecam_weight: Weight of `lecam_penalty`.
     """
@@ -91,14 +93,14 @@ class LossOptions:
 
 
 def check_codebook(options: LossOptions, model: nn.Module) -> None:
-    """Checks that what is asked of a codebook fits the first stage.
+    """Checks that codebook options work with the first stage.
 
     Args:
       options: LossOptions.
       model: Autoencoder.
 
     Raises:
-      ConfigError: If it does not.
+      ConfigError: If they do not.
     """
     keys = ("codebook_ema_decay", "restart_threshold")
     asked = [f"loss.{key}" for key in keys if getattr(options, key)]
@@ -129,12 +131,12 @@ def load_perceptual(
       image_size: Height and width of the images.
 
     Returns:
-      (options, frozen): the options with `perceptual_weight` settled, and {"lpips":
-      its parameters}, {} where there are none.
+      (options, frozen): the options with `perceptual_weight` set, and {"lpips": its
+      parameters}, or {} without LPIPS.
 
     Raises:
-      ConfigError: If a weight is asked for and the files are missing or wrong, or if
-        LPIPS does not know such images.
+      ConfigError: If LPIPS is on and the files are missing or wrong, or if the images
+        are too small for it.
     """
     weight, paths = options.perceptual_weight, options.lpips_weights
     if weight is None:

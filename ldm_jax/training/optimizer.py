@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules from a config section.
 
-Learning rates are absolute: nothing multiplies them by the batch size or the number of
-devices (CompVis does both, which its users trip over).
+Learning rates are absolute: they are not multiplied by the batch size or the number of
+devices (CompVis does both, a common pitfall for its users).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from ldm_jax.config import build_row, choose, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.freeze import freeze_updates
 
-# Number of updates done: one, or any array of them.
+# Number of updates done: an integer or an array.
 Step = int | Num[Array, "..."]
 
 
@@ -32,7 +32,7 @@ def cosine_factor(
     Args:
       step: Number of updates done, a scalar or an array of any shape.
       warmup_steps: Steps over which the factor rises from `start` to 1.
-      decay_steps: Step at which it has fallen to `end`, where it stays.
+      decay_steps: Step at which the factor reaches `end`; then it is constant.
       start: Factor at step 0.
       end: Factor from `decay_steps` on.
 
@@ -51,14 +51,14 @@ def linear_factor(
     start: float,
     end: float,
 ) -> Num[Array, "..."]:
-    """Linear warm-up, then a line from 1 at step 0 to `end` (LambdaLinearScheduler).
+    """Linear warm-up, then linear decay to `end` (CompVis' LambdaLinearScheduler).
 
-    As in CompVis the falling line starts at step 0, not at the end of the warm-up.
+    As in CompVis the decay is a line from 1 at step 0, not at the end of the warm-up.
 
     Args:
       step: Number of updates done, a scalar or an array of any shape.
       warmup_steps: Steps over which the factor rises from `start` to 1.
-      decay_steps: Step at which it has fallen to `end`, where it stays.
+      decay_steps: Step at which the factor reaches `end`; then it is constant.
       start: Factor at step 0.
       end: Factor from `decay_steps` on.
 
@@ -105,7 +105,7 @@ def make_learning_rate(
     start_factor: float = 0.0,
     end_factor: float = 0.0,
 ) -> Callable:
-    """Builds the schedule of the learning rate.
+    """Builds the learning-rate schedule.
 
     Args:
       num_steps: Length of the run.
@@ -113,7 +113,7 @@ def make_learning_rate(
       decay: A row of DECAYS.
       warmup_steps: Steps of linear warm-up.
       decay_steps: Step at which the decay ends; `num_steps` by default.
-      start_factor: Factor of the peak at step 0, where there is a warm-up.
+      start_factor: Factor of the peak at step 0, if there is a warm-up.
       end_factor: Factor of the peak at the end of the decay.
 
     Returns:
@@ -165,13 +165,13 @@ def make_optimizer(
     grad_clip: float | None = None,
     freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """Builds an optimiser that clips by global norm first.
+    """Builds an optimiser, with clipping by global norm.
 
     Args:
       section: Config section {"kind": a row of OPTIMIZERS, its options}.
       learning_rate: Schedule from `make_learning_rate`.
-      grad_clip: Largest global norm of the gradients; 0 or None leaves them.
-      freeze: Paths of parameters that it shall not move.
+      grad_clip: Maximum global norm of the gradients; 0 or None for no clipping.
+      freeze: Paths of frozen parameters.
 
     Returns:
       An `optax.GradientTransformation`.
@@ -190,7 +190,7 @@ def make_optimizer(
 
 
 def check_optimizer(train: ConfigDict) -> None:
-    """Checks what the section `train` says of the optimiser and its learning rate.
+    """Checks the optimiser and the learning rate in the section `train`.
 
     Args:
       train: The section.
@@ -204,14 +204,13 @@ def check_optimizer(train: ConfigDict) -> None:
 def by_network(
     optimizers: Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Joins one optimiser per network to one of them all.
+    """Combines one optimiser per network into a single one.
 
     Args:
       optimizers: Name of a network -> its optimiser.
 
     Returns:
-      optax.GradientTransformation of dicts with an entry per network; its state is
-      such a dict, too.
+      optax.GradientTransformation of dicts with an entry per network, like its state.
     """
 
     def init(params):

@@ -1,4 +1,4 @@
-"""Notices that the machine wants the run to end, so that it can save first."""
+"""Catches signals that ask a run to stop, so that it can save first."""
 
 import os
 import signal
@@ -10,24 +10,24 @@ from jax.experimental import multihost_utils
 class Preemption:
     r"""Turns SIGTERM and Ctrl-C into a flag that the loop reads.
 
-    From `listen` to `close` they change nothing else, however many come: the second of
-    two must not undo what the first asked for. SIGKILL, or Ctrl-\ in a terminal, ends
-    a run at once; what it had saved stays whole.
+    From `listen` to `close` they have no other effect, however many come: a second
+    signal must not interrupt the save that the first one requested. SIGKILL, or Ctrl-\
+    in a terminal, ends a run at once; saved checkpoints stay intact.
 
-    With several processes the decision must fall on the same step everywhere: JAX's
-    coordination service then catches SIGTERM itself and agrees on a step.
+    Several processes must stop at the same step: JAX's coordination service then
+    catches SIGTERM itself and agrees on a step.
 
     Attributes:
       signal: Number of the signal that came: SIGTERM if that is among several, or if
-        it came to another process. SIGINT if both came to one process of several, of
-        which JAX keeps SIGTERM to itself.
+        it came to another process. With several processes SIGINT if both came to this
+        one, as JAX does not pass on SIGTERM.
     """
 
     def __init__(self, text: str = "this step is finished and saved first") -> None:
-        """Does nothing yet: until there is something to save, a signal ends the run.
+        """Creates it without catching signals: until `listen` they end the run.
 
         Args:
-          text: What is said to come before the end.
+          text: What the message says will be done before the end.
         """
         self._text = f"\nasked to stop: {text}\n".encode()
         self.signal = signal.SIGTERM
@@ -42,28 +42,29 @@ class Preemption:
 
     def _handle(self, number, frame):
         del frame
-        # Of two that wait, Python handles the lower number first, not the earlier.
+        # Of two pending signals Python handles the lower number first, not the earlier.
         if number == signal.SIGTERM or not self._asked:
             self.signal = signal.Signals(number)
         if self._asked:
             return
         self._asked = True
-        # Not `print`, which a handler may interrupt in the middle of a line.
+        # Not `print`: the handler may have interrupted one in the middle of a line.
         os.write(2, self._text)
         if self._distributed:
             # To JAX, which tells the other processes.
             os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self) -> bool:
-        """Says whether a signal came that this process may obey by itself.
+        """Returns whether a signal came on which this process may act alone.
 
         Returns:
-          Whether the run is asked to stop; False where processes must agree first.
+          Whether the run is asked to stop; always False with several processes, which
+          must agree first.
         """
         return self._asked and not self._distributed
 
     def requested(self, step: int) -> bool:
-        """Says whether to save and leave; call it at every step.
+        """Returns whether to save and exit; call it at every step.
 
         Args:
           step: Number of steps done.
@@ -76,7 +77,7 @@ class Preemption:
         return self.asked()
 
     def close(self) -> None:
-        """Restores the handlers found at the start."""
+        """Restores the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -1,8 +1,9 @@
-"""The training step, made alike for all stages.
+"""The training step of all stages.
 
-A stage says how its networks are drawn and how their gradients come about; `make_step`
-makes of it the two pure functions that the loop compiles. What they need of a config is
-read before, into `StepOptions`: no traced code looks into one.
+A stage defines how its networks are initialised and how their gradients are computed;
+`make_step` turns these into the two pure functions that the loop compiles. The settings
+that they need are read from a config into `StepOptions` before: traced code never reads
+a config.
 """
 
 import dataclasses
@@ -23,25 +24,25 @@ from ldm_jax.training.optimizer import make_optimizer, make_rate
 
 
 class Stage(NamedTuple):
-    """One trainable stage as pure functions: all that the loop knows of it.
+    """A trainable stage as pure functions: the interface between stage and loop.
 
-    Every stage is made by a function (config, mesh, data, meta) -> (Stage, record), a
-    row of STAGES: `meta` is what the checkpoint to resume from records, an empty dict
-    in a new run, and `record` what each checkpoint is to record besides the config.
+    Every stage is made by a function (config, mesh, data, meta, workdir) -> (Stage,
+    record), a row of STAGES: `meta` is that of the checkpoint to resume from, an empty
+    dict in a new run, and `record` is stored in each checkpoint besides the config.
 
     Attributes:
       init: rng -> TrainState.
       train_step: (state, frozen, batch) -> (state, metrics of name -> scalar).
       eval_step: (state, frozen, batch, rng) -> metrics of name -> scalar or array,
-        means over the rows that batch["mask"] marks.
+        means over the rows selected by batch["mask"].
       preview: (state, frozen, batch, rng) -> dict of name -> images [B, H, W, 3] in
         [-1, 1]; None for a stage that makes no images.
-      make_images: Makes what is measured as a set, see `held_out.made_images`; None for
-        a stage that makes no images.
+      make_images: Makes the images for metrics of sets such as FID, see
+        `held_out.made_images`; None for a stage that makes no images.
       frozen: Pytree of weights that are used but not trained, or an empty dict.
-      summarize: Makes scalars of the means of `eval_step` over all held-out rows.
-      initial: Weights that a new run has in place of drawn ones: nested dict of NumPy
-        arrays, a part of `params`; None for none.
+      summarize: Converts means of `eval_step` over all held-out rows to scalars.
+      initial: Pretrained weights that replace initialised ones in a new run: nested
+        dict of NumPy arrays, a part of `params`; None for none.
     """
 
     init: Callable
@@ -56,13 +57,13 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a step takes of a config.
+    """The settings of a config that a step needs.
 
     Attributes:
-      seed: All randomness of a step follows from it and the step's number.
-      rate: Learning rate, a function of the number of updates done; for the log.
-      accumulate_steps: Micro-batches of a step.
-      ema_decay: Decay of the moving average of the weights; None keeps none.
+      seed: All randomness of a step derives from it and the step's number.
+      rate: Learning rate, a function of the number of updates done.
+      accumulate_steps: Micro-batches per step.
+      ema_decay: Decay of the moving average of the weights; None for no average.
     """
 
     seed: int
@@ -72,7 +73,7 @@ class StepOptions:
 
 
 def step_options(config: ConfigDict) -> StepOptions:
-    """Reads what a step takes of a config.
+    """Reads the StepOptions of a config.
 
     Args:
       config: ConfigDict with `seed` and `train`.
@@ -81,7 +82,7 @@ def step_options(config: ConfigDict) -> StepOptions:
       StepOptions.
 
     Raises:
-      ConfigError: If the learning rate is wrong.
+      ConfigError: If the learning rate is invalid.
     """
     train = config.train
     return StepOptions(
@@ -95,14 +96,14 @@ def step_options(config: ConfigDict) -> StepOptions:
 def log_norm(
     before: TrainState, after: TrainState, grads: Any, metrics: Mapping, carry: Any
 ) -> tuple[TrainState, dict]:
-    """Ends a step: logs the norm of all gradients.
+    """Finishes a step: adds the norm of all gradients to the metrics.
 
     Args:
       before: State before the update.
       after: State after it.
       grads: Gradients, averaged over micro-batches.
       metrics: Metrics so far.
-      carry: What the last micro-batch handed on.
+      carry: Carry of the last micro-batch.
 
     Returns:
       (state, metrics).
@@ -122,27 +123,27 @@ def make_step(
     begin: Callable = lambda state: (),
     finish: Callable = log_norm,
 ) -> tuple[Callable, Callable]:
-    """Makes `init` and `train_step` of a Stage, with one network or several.
+    """Makes `init` and `train_step` of a Stage, with one or several networks.
 
     Args:
       options: StepOptions.
-      optimizer: Moves all networks; see `optimizer.by_network` for one of each.
+      optimizer: Optimiser of all networks; see `optimizer.by_network` for one each.
       draw: rng -> (params, stats): a dict with one entry per network, and statistics
-        that no gradient trains, or an empty dict.
+        without gradient, or an empty dict.
       gradients: (state, frozen, micro-batch, rngs, index of the micro-batch, carry) ->
         ((gradients like `params`, metrics), carry).
       rng_names: Names of the keys in `rngs`, which differ between micro-batches.
-      averaged: Networks of which a moving average is kept; None is all.
+      averaged: Networks with a moving average; None for all.
       begin: State -> carry of the first micro-batch.
       finish: (state before, state after, gradients, metrics, last carry) -> (state,
-        metrics): what a stage does once its optimisers have moved.
+        metrics): applied after the optimisers' updates.
 
     Returns:
       (init, train_step), see `Stage`.
     """
 
     def init(rng):
-        """The TrainState of step 0, its parameters drawn."""
+        """Initialises the TrainState of step 0."""
         params, stats = draw(rng)
         average = {name: params[name] for name in averaged or params}
         return TrainState(
@@ -155,7 +156,7 @@ def make_step(
         )
 
     def train_step(state, frozen, batch):
-        """Moves the TrainState by one step; returns it and the step's metrics."""
+        """Trains for one step; returns the new TrainState and the step's metrics."""
         rngs = step_rngs(options.seed, state.step, rng_names)
 
         def micro_batch(rows, index, carry):
@@ -187,7 +188,7 @@ def make_loss_steps(
 
     Args:
       config: ConfigDict with `seed` and `train`.
-      freeze: Paths of parameters that stay as they are, see `training.freeze`.
+      freeze: Paths of frozen parameters, see `training.freeze`.
       draw: rng -> params, a dict with one entry per network.
       loss: (params, frozen, batch, rng, train=True, weights=None) -> (scalar, metrics);
         `weights` [B] are those of the examples.
@@ -196,7 +197,7 @@ def make_loss_steps(
       (init, train_step, eval_step), see `Stage`.
 
     Raises:
-      ConfigError: If the section `train` cannot work.
+      ConfigError: If the section `train` is invalid.
     """
     train, options = config.train, step_options(config)
     section = to_dict(train.optimizer)
@@ -229,7 +230,7 @@ def ema_decay_at(step: int | Int[Array, ""], decay: float) -> Float[Array, ""]:
     Args:
       step: Number of updates before this one; n = step + 1 counts this one (CompVis'
         `LitEma` increments first).
-      decay: The decay it rises to.
+      decay: The final decay.
 
     Returns:
       float32 scalar.
@@ -241,7 +242,7 @@ def ema_decay_at(step: int | Int[Array, ""], decay: float) -> Float[Array, ""]:
 def update_ema(
     ema_params: Any, params: Any, step: int | Int[Array, ""], decay: float
 ) -> Any:
-    """Moves the average towards `params`: ema - (1 - d) (ema - params).
+    """Updates the moving average with `params`: ema - (1 - d) (ema - params).
 
     Args:
       ema_params: Average before the update.
@@ -259,7 +260,7 @@ def update_ema(
 def step_rngs(
     seed: int, step: int | Int[Array, ""], names: Sequence[str]
 ) -> dict[str, Key[Array, ""]]:
-    """Derives one key per name from (seed, step): nothing is stored or threaded.
+    """Derives one key per name from (seed, step), so that no key must be stored.
 
     Args:
       seed: The config's seed.
@@ -281,14 +282,14 @@ def accumulate(
 ) -> tuple[Any, Any]:
     """Averages gradients and metrics over micro-batches.
 
-    Micro-batch j takes every `parts`-th row, so that each device keeps its own rows.
+    Micro-batch j has every `parts`-th row, so that each device keeps its own rows.
 
     Args:
       gradients: (micro-batch, index of the micro-batch, carry) -> (tree of gradients
         and metrics to average, carry).
       batch: Dict of arrays [B, ...].
-      carry: What the first micro-batch receives, batch statistics for example.
-      parts: Number of micro-batches; divides B.
+      carry: Carry of the first micro-batch, for example batch statistics.
+      parts: Number of micro-batches, a divisor of B.
 
     Returns:
       (averaged tree, last carry).

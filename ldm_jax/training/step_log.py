@@ -1,6 +1,6 @@
-"""What a run says of its steps: lines of numbers, and words when it does not learn.
+"""The log of training steps: lines of metrics, and a warning if nothing is learnt.
 
-It ends where a loss or a gradient is no longer finite.
+A run ends here if a loss or gradient is no longer finite.
 """
 
 import math
@@ -16,21 +16,21 @@ from ldm_jax.store import Place
 from ldm_jax.training.start.opened import Run
 from ldm_jax.training.throughput import Stopwatch
 
-# Fraction of the zero predictor's loss above which nothing has been learnt, and the
-# number of steps before which that is normal.
+# Ratio to the loss of a network that outputs zeros above which nothing has been learnt,
+# and the number of steps before which that is normal.
 PLATEAU_RATIO = 0.97
 PLATEAU_STEPS = 300
 
 
 class StepLog:
-    """The metrics of steps, until their line is due.
+    """Collects the metrics of steps until their log line is due.
 
     Attributes:
       last: Dict of the metrics of the last line; empty before the first.
     """
 
     def __init__(self, run: Run, watch: Stopwatch) -> None:
-        """Begins with no step.
+        """Creates an empty log.
 
         Args:
           run: The run.
@@ -40,7 +40,7 @@ class StepLog:
         self._run, self._watch, self._window = run, watch, []
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Keeps the metrics of a step, which may still be being computed.
+        """Adds the metrics of a step, which may still be being computed.
 
         Args:
           metrics: Dict of name -> scalar.
@@ -48,7 +48,7 @@ class StepLog:
         self._window.append(metrics)
 
     def check(self, done: int) -> None:
-        """Fetches the metrics of the steps since the last line.
+        """Fetches the metrics of the steps since the last line and checks them.
 
         Args:
           done: Number of steps done.
@@ -60,7 +60,7 @@ class StepLog:
         check_finite(done - len(self._window) + 1, self._window, self._saved)
 
     def write(self, done: int) -> None:
-        """Writes a line: means since the last one, and how fast that was.
+        """Writes a line: means since the last one, and the speed.
 
         Args:
           done: Number of steps done.
@@ -82,13 +82,13 @@ class StepLog:
             run.console.line(warning)
 
     def _saved(self):
-        """The checkpoints, with what is still being saved."""
+        """Folders of the checkpoints, once running saves are done."""
         self._run.checkpoints.wait()
         return self._run.checkpoints.folders
 
 
 def _means(window: list) -> dict[str, float]:
-    """Means of the metrics; a learning rate is not averaged, but what it is now."""
+    """Means of the metrics; the learning rate is not averaged but the current one."""
     means = {name: float(np.mean([m[name] for m in window])) for name in window[-1]}
     return means | {"learning_rate": float(window[-1]["learning_rate"])}
 
@@ -104,7 +104,7 @@ def format_metrics(step: int, total: int, metrics: Mapping[str, float]) -> str:
     Returns:
       The line.
     """
-    # That nothing was skipped needs no words.
+    # Counts of skipped data are only shown if they are not zero.
     shown = [n for n in metrics if metrics[n] or not n.startswith("data/")]
     names = sorted(shown, key=lambda name: name != "loss")
     numbers = "  ".join(f"{name} {_short(metrics[name])}" for name in names)
@@ -128,12 +128,12 @@ def check_finite(
     Args:
       first_step: Number of updates done after the window's first step.
       window: List of dicts of name -> number, one per step.
-      saved: Function that waits for what is being saved and returns the folders of the
+      saved: Function that waits for running saves and returns the folders of the
         checkpoints, the oldest first.
 
     Raises:
-      TrainingDiverged: Naming the step, the metrics, the checkpoint to go back to, the
-        command and remedies.
+      TrainingDiverged: Otherwise; the message has the step, the metrics, the checkpoint
+        to return to, the command and remedies.
     """
     for step, metrics in enumerate(window, start=first_step):
         bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
@@ -147,10 +147,11 @@ def check_finite(
 
 
 def _way_back(step, folders):
-    """Where to go on from after a step that was not finite, and how."""
+    """From which checkpoint to resume after a step that was not finite, and how."""
     if not folders:
         return "No checkpoint had been saved yet: run the same command with"
-    # What the step before saved may hold the harm: weights are used a step later.
+    # The checkpoint of the step before may already be bad, as weights are only used in
+    # the next step.
     sound = [folder for folder in folders if int(folder.name) < step - 1]
     if not sound:
         return (
@@ -173,12 +174,12 @@ def plateau_warning(
     warmup_steps: int,
     learning_rate: float,
 ) -> str | None:
-    """Returns a warning where the loss is that of a network which outputs zeros.
+    """Returns a warning if the loss is that of a network which outputs zeros.
 
     Args:
       step: Number of updates done.
-      metrics: Averaged metrics; `loss_vs_zeros` is the loss over the zero predictor's.
-      warmup_steps: Length of the warm-up, over which nothing is said.
+      metrics: Averaged metrics; `loss_vs_zeros` is the ratio to the loss of zeros.
+      warmup_steps: Length of the warm-up, during which there is no warning.
       learning_rate: The current one, for the message.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How fast a run is: images, operations, memory and time spent waiting for data."""
+"""Throughput of a run: images, FLOPs, memory and time spent waiting for data."""
 
 import contextlib
 import resource
@@ -14,7 +14,7 @@ class Stopwatch:
     """Times steps between two log lines; pauses do not count."""
 
     def __init__(self, batch_size: int, chips: int) -> None:
-        """Starts it.
+        """Starts the stopwatch.
 
         Args:
           batch_size: Images per step, over all chips.
@@ -32,7 +32,7 @@ class Stopwatch:
         self._flops = 0.0
 
     def step(self, flops: float | None) -> None:
-        """Counts the operations of a step, which may differ between shapes.
+        """Adds the FLOPs of a step, which may differ between batch shapes.
 
         Args:
           flops: Floating-point operations over all chips, or None.
@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what is done inside out of the measure.
+        """Excludes the time within the context.
 
         Yields:
           Nothing, once.
@@ -52,7 +52,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what is done inside as waiting for data.
+        """Counts the time within the context as waiting for data.
 
         Yields:
           Nothing, once.
@@ -62,15 +62,15 @@ class Stopwatch:
         self._waited += time.perf_counter() - start
 
     def lap(self, steps: int) -> dict[str, float]:
-        """Measures the speed since the last lap and starts anew.
+        """Measures the speed since the last lap and restarts.
 
         Args:
           steps: Number of steps since then.
 
         Returns:
           Dict: images per second, the same per chip, TFLOP/s per chip and utilisation
-          (fraction of the bfloat16 peak) where they are known, milliseconds per step
-          spent waiting for data, and peak memory in GB.
+          (fraction of the bfloat16 peak) if they are known, milliseconds per step spent
+          waiting for data, and peak memory in GB.
         """
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         rate = steps * self._batch_size / seconds
@@ -90,7 +90,7 @@ class Stopwatch:
 
 
 def memory() -> dict[str, float]:
-    """Measures the peak memory: of the device, or of the process on a CPU.
+    """Measures the peak memory of the device, or of the process on a CPU.
 
     Returns:
       Dict of "device_memory_gb" or "host_memory_gb", in GB.
@@ -103,13 +103,13 @@ def memory() -> dict[str, float]:
 
 
 def peak_tflops(device: jax.Device | None = None) -> float | None:
-    """Looks up how fast a device is at best.
+    """Looks up the peak throughput of a device.
 
     Args:
       device: Device; the first one by default.
 
     Returns:
-      Its peak TFLOP/s in bfloat16, None where it is not known.
+      Its peak TFLOP/s in bfloat16, None if unknown.
     """
     chip = chip_of((jax.devices()[0] if device is None else device).device_kind)
     return chip.tflops if chip else None

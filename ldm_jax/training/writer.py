@@ -1,4 +1,4 @@
-"""Where a run's numbers and images go: `metrics.jsonl`, TensorBoard, wandb and PNG."""
+"""Output of a run's metrics and images: `metrics.jsonl`, TensorBoard, wandb and PNG."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from ldm_jax.images import make_grid, to_uint8, write_png
 from ldm_jax.lock import require_held
 from ldm_jax.store import as_path, exists, is_remote
 
-# Bytes after which TensorBoard's file goes on in another one, in an object store.
+# Bytes after which a new file of TensorBoard is started in an object store.
 _PART = 2**22
 
-# Ends the names of previews until all of a step are written.
+# Suffix of previews until all of a step are written.
 _UNFINISHED = ".unfinished"
 
 
 class Writer:
-    """Writes one run's metrics and previews; only process 0 has one that writes.
+    """Writes a run's metrics and previews; only that of process 0 is active.
 
-    Where another run has taken the workdir meanwhile, nothing more is written.
+    If another run has taken over the workdir, nothing more is written.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Writer:
     ) -> None:
         """Opens the files of a workdir.
 
-        Lines of `metrics.jsonl` past `start_step` come from steps that were not
+        Lines of `metrics.jsonl` after `start_step` come from steps that were not
         checkpointed and are run again; they are dropped, so a step has one line.
 
         Args:
@@ -57,7 +57,7 @@ class Writer:
         _drop_lines_after(path, start_step)
         self._metrics = open_log(path)
         self._logs, self._failing = [self._metrics], set()
-        # The first step of which nothing is kept.
+        # The first step to drop.
         purge_step = start_step + 1 if start_step else None
         self._board = _open_board(self._folder, self._logs, purge_step)
         if wandb:
@@ -87,8 +87,8 @@ class Writer:
     ) -> None:
         """Writes previews as PNG grids and to TensorBoard.
 
-        All are written before the first gets its name, so a run that was killed between
-        leaves a temporary file, by which `has_images` knows.
+        All are written under temporary names before they are renamed, so a run that is
+        killed in between leaves a temporary file, which `has_images` checks.
 
         Args:
           step: Number of steps done.
@@ -116,13 +116,13 @@ class Writer:
                 self._wandb.log({name: wandb.Image(grid)}, step=step)
 
     def has_images(self, step: int) -> bool:
-        """Says whether the previews of a step were written, all of them.
+        """Returns whether all previews of a step were written.
 
         Args:
           step: Number of steps done.
 
         Returns:
-          Whether they are there, False on all processes but the first.
+          Whether they were, False on all processes but the first.
         """
         if not self._active:
             return False
@@ -133,14 +133,14 @@ class Writer:
         )
 
     def has_scalars(self, step: int, counts: Callable[[str], bool]) -> bool:
-        """Says whether metrics of a kind were written at a step.
+        """Returns whether metrics of a kind were written at a step.
 
         Args:
           step: Number of steps done.
-          counts: Says of a name whether it is one of them.
+          counts: Function of a metric's name -> whether it is of that kind.
 
         Returns:
-          Whether there is a line of them, False on all processes but the first.
+          Whether there is a line with one, False on all processes but the first.
         """
         if not self._active or not exists(self._metrics.path):
             return False
@@ -152,7 +152,7 @@ class Writer:
         return self._folder / "previews" / f"{name}_{step:08d}.png"
 
     def _say_what_fails(self):
-        """Says once of each file that it cannot be written, and that it can again."""
+        """Warns once if a file cannot be written, and once if it can again."""
         for log in self._logs:
             if log.failure and log.path not in self._failing:
                 self._failing.add(log.path)
@@ -167,17 +167,17 @@ class Writer:
                 logging.warning("%s is written again", log.path)
 
     def flush(self) -> None:
-        """Sees to it that what was logged outlives the process.
+        """Writes out all metrics logged so far.
 
-        A checkpoint must not be saved before: a run that goes on from it logs nothing
-        of the steps before it again.
+        Call it before a checkpoint is saved: a run that resumes from it does not log
+        the steps before it again.
         """
         if self._active:
             require_held()
             self._metrics.flush(now=True)
 
     def close(self) -> None:
-        """Flushes and closes; says what could not be written."""
+        """Flushes and closes; warns about what could not be written."""
         if self._active:
             self._board.close()
             for log in self._logs:
@@ -199,7 +199,7 @@ def _start_wandb(folder, config):
     return wandb.init(
         project="ldm_jax",
         name=folder.name,
-        # Its own files it keeps on a local disk.
+        # wandb keeps its own files on a local disk.
         dir=None if is_remote(folder) else folder,
         config=config,
         resume="allow",
@@ -207,19 +207,19 @@ def _start_wandb(folder, config):
 
 
 class _Boards:
-    """Opens TensorBoard's files for its writer, which would hang at a full disk."""
+    """Opens files for TensorBoard's writer, whose own would hang on a full disk."""
 
-    # A folder that begins so is opened here.
+    # Paths with this prefix are opened by this class.
     PREFIX = "ldm_jax"
 
     def __init__(self, logs):
         self._logs = logs
 
     def directory_check(self, path):
-        """Leaves it to the file."""
+        """Does nothing: the file creates its folder."""
 
     def open(self, path):
-        """Opens a file, as `open_log`."""
+        """Opens a file with `open_log`."""
         self._logs.append(open_log(path.removeprefix(f"{self.PREFIX}:"), _PART))
         return self._logs[-1]
 
@@ -228,14 +228,15 @@ def _open_board(folder, logs, purge_step):
     """Opens TensorBoard's writer; its file is added to `logs`."""
     from tensorboardX import SummaryWriter, record_writer
 
-    # The name stands for the newest writer, which opens its file at once.
+    # The factory is global, so it is replaced for each writer, which opens its file at
+    # once.
     record_writer.REGISTERED_FACTORIES[_Boards.PREFIX] = _Boards(logs)
     place = f"{_Boards.PREFIX}:{(folder / 'tensorboard').absolute()}"
     return SummaryWriter(place, purge_step=purge_step)
 
 
 def _read_rows(data):
-    """Yields (line, what it says) of `metrics.jsonl`; one cut by a kill is left out."""
+    """Yields (line, parsed row) of `metrics.jsonl`; skips a line cut off by a kill."""
     for line in data.splitlines(keepends=True):
         try:
             row = json.loads(line)
@@ -246,13 +247,13 @@ def _read_rows(data):
 
 
 def _drop_lines_after(path, step):
-    """Keeps the lines of steps up to `step`; a line cut by a kill goes too."""
+    """Keeps the lines of steps up to `step`; drops also a line cut off by a kill."""
     if not exists(path):
         return
     data = path.read_bytes()
     kept = b"".join(line for line, row in _read_rows(data) if row["step"] <= step)
     if data.startswith(kept) and not is_remote(path):
-        # So it takes no room on a disk that is full.
+        # Truncating needs no space on a full disk.
         with writing(path):
             os.truncate(path, len(kept))
     elif data != kept:

@@ -1,12 +1,12 @@
-"""What a run does with images that it does not train on.
+"""Evaluation of a run on held-out images.
 
-| module | what |
+| module | content |
 | --- | --- |
-| `actions` | when what is due: evaluation, measurement, previews; what has no record |
+| `actions` | schedules evaluation, measurement of sets and previews, also missed ones |
 | `own_reference` | reference statistics of the run's own images |
 | `noise_levels` | the second stage's loss by noise level |
-| `run_metrics` | measures sets of images, keeps the best checkpoint |
-| `made_images` | the images of a stage that are measured |
+| `run_metrics` | metrics of sets such as FID; keeps the best checkpoint |
+| `made_images` | the images of a stage for metrics of sets |
 | `eval_options` | the section `eval` of a config |
 | `shown_conditions` | images of conditions, for previews |
 """

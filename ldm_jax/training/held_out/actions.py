@@ -1,4 +1,4 @@
-"""When what is due with held-out images: evaluation, previews, metrics of sets."""
+"""Schedules the actions on held-out images: evaluation, previews, metrics of sets."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,19 +18,19 @@ from ldm_jax.training.held_out.shown_conditions import show_conditions
 from ldm_jax.training.start.opened import Run
 from ldm_jax.training.step_log import format_metrics
 
-# How names of what is measured on held-out images begin, and on sets of images.
+# Prefixes of metrics on held-out images, and of metrics of sets.
 _PREFIX, _SETS = "eval/", "eval/distances/"
 
 
 class _Action(NamedTuple):
-    """Something that is done every so many steps, and at the end.
+    """An action that is done at an interval of steps, and at the end.
 
     Attributes:
       every: The interval; None or 0 turns it off.
-      make: Does it: (number of steps done, state).
-      recorded: Says whether it was done at a step.
-      record_none: Records that nothing came of it, lest each rerun makes it once more;
-        None if that needs no record.
+      make: Function of (number of steps done, state) that does it.
+      recorded: Function of a step -> whether the action was done at it.
+      record_none: Records that there was no result, so that reruns do not repeat the
+        action; None if that needs no record.
     """
 
     every: int | None
@@ -40,22 +40,22 @@ class _Action(NamedTuple):
 
 
 class HeldOut:
-    """Evaluates a stage on held-out images, shows and measures what it makes.
+    """Evaluates a stage on held-out images, makes previews and metrics of sets.
 
-    The programs are compiled when they are first run. What a run that is killed or
-    stopped leaves undone at its newest checkpoint is made first when it goes on.
+    The programs are compiled when they are first run. Actions that a killed or stopped
+    run has not done at its newest checkpoint are done first when it resumes.
 
     Attributes:
-      cut: Whether something due was left out, as the run is asked to stop.
+      cut: Whether an action was skipped or cut short, as the run is asked to stop.
     """
 
     def __init__(self, run: Run, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Takes what is needed; nothing is computed.
+        """Prepares the actions without computing anything.
 
         Args:
           run: The run.
-          stopping: Says whether the run is asked to stop; then what is begun is left
-            without a record.
+          stopping: Returns whether the run is asked to stop; then a started action is
+            abandoned without a record.
         """
         self.cut = False
         self._run, self._stopping = run, stopping
@@ -85,37 +85,37 @@ class HeldOut:
         self._preview_batch = None
 
     def due(self, step: int) -> list[str]:
-        """Lists what is due.
+        """Lists the actions that are due.
 
         Args:
           step: Number of steps done.
 
         Returns:
-          Names, for `make`.
+          Names of actions, for `make`.
         """
         final = step == self._config.train.num_steps
         return [name for name, a in self._actions.items() if due(step, a.every, final)]
 
     def needs_saved(self, names: Sequence[str]) -> bool:
-        """Says whether a checkpoint must be saved before something is made.
+        """Returns whether a checkpoint must be saved before actions.
 
         Args:
-          names: What is due.
+          names: Names of the actions that are due.
 
         Returns:
-          Whether; for what takes long, so that nothing is lost if it is cut, and what
-          the best checkpoint is chosen by.
+          True for "measurement": it takes long, and no training should be lost if it is
+          interrupted; also, the best checkpoint is chosen by it.
         """
         return "measurement" in names
 
     def missing(self, step: int) -> list[str]:
-        """Lists what was due at a step and has no record.
+        """Lists the actions that were due at a step and have no record.
 
         Args:
-          step: Step of the checkpoint from which a run goes on; 0 for a new one.
+          step: Step of the checkpoint to resume from; 0 for a new run.
 
         Returns:
-          Names, for `make`; the same on all processes.
+          Names of actions, for `make`; the same on all processes.
         """
         names = self.due(step) if step else []
         if not names:
@@ -127,14 +127,14 @@ class HeldOut:
         return [name for name, value in zip(names, missing, strict=True) if value]
 
     def begin(self, step: int, state: TrainState) -> bool:
-        """Prepares what training shall not wait for; makes what is missing.
+        """Loads what measurements need before training, and does missing actions.
 
         Args:
-          step: Step from which the run goes on; 0 for a new one.
+          step: Step of the checkpoint to resume from; 0 for a new run.
           state: State after it.
 
         Returns:
-          Whether anything was missing.
+          Whether any action was missing.
         """
         names = self.missing(step)
         goes_on = step < self._config.train.num_steps
@@ -146,14 +146,15 @@ class HeldOut:
         return bool(names)
 
     def make(self, names: Sequence[str], done: int, state: TrainState) -> None:
-        """Makes what is due.
+        """Does actions.
 
-        Held-out images that are all damaged, or a lost worker, end no training. In a
-        job of several processes they do: the others go on with this action, and would
-        wait in it for ever for one that has left it.
+        If all held-out images are damaged (unless `data.on_error` is "raise"), or a
+        worker is lost, training continues. In a job of several processes it ends: the
+        others continue with the action, and would wait forever for a process that has
+        left it.
 
         Args:
-          names: What.
+          names: Names of the actions.
           done: Number of steps done.
           state: State after them.
         """
@@ -178,7 +179,7 @@ class HeldOut:
                 action.record_none(done)
 
     def _goes_on(self):
-        """Whether to go on with what takes long; notes that it was cut."""
+        """Whether to continue a long action; sets `cut` if not."""
         self.cut = self.cut or self._stopping()
         peers.progress()
         return not self.cut
@@ -216,7 +217,7 @@ class HeldOut:
         self._say(done, means, state)
 
     def _say(self, done, means, state):
-        """Prints means, and of whose weights; by noise level in a line of their own."""
+        """Prints means, and whether of EMA weights; those by noise level separately."""
         total, levels = self._config.train.num_steps, {}
         for name in list(means):
             if name.startswith(f"{_PREFIX}{LOSS_LEVEL}"):
@@ -228,15 +229,15 @@ class HeldOut:
             self._console.line(f"{text}  {_numbered(levels)}{whose}")
 
     def _record_none(self, done):
-        """Of an evaluation of no image."""
+        """Records an evaluation of zero images."""
         self._writer.scalars(done, {f"{_PREFIX}num_images": 0})
 
     def _preview(self, done, state):
-        """Writes held-out images and what the stage makes of them."""
+        """Writes held-out images and the stage's output for them."""
         count, shown = self._config.train.preview_images, {}
         if self._preview_batch is None:
             self._preview_batch = self._run.data.preview_batch(count)
-            # Conditions do not change: once is enough.
+            # Conditions do not change, so they are written only once.
             section, names = self._config.data, self._run.data.class_names
             shown = show_conditions(section, self._preview_batch, count, names)
         rng = make_key(self._config.seed)
@@ -248,11 +249,11 @@ class HeldOut:
         return self._writer.has_scalars(step, lambda name: name.startswith(_SETS))
 
     def _measure(self, done, state):
-        """Writes the metrics of what the stage makes; keeps the best checkpoint."""
+        """Writes metrics of the set of images the stage makes; keeps the best step."""
         numbers = self._sets.measure(state, self._goes_on)
         if numbers is None:
             return
-        # Before the record, by which a rerun knows that all of it is done.
+        # Before the record, which tells a rerun that everything is done.
         self._sets.keep_best(done, numbers)
         numbers = {f"{_SETS}{_tag(name)}": value for name, value in numbers.items()}
         self._writer.scalars(done, numbers)
@@ -263,24 +264,24 @@ class HeldOut:
 
 
 def _numbered(levels):
-    """Losses by noise level as text, each after the number of its bin."""
+    """Formats losses by noise level, each after the number of its bin."""
     numbers = (name.rpartition("_")[2] for name in levels)
     pairs = zip(numbers, levels.values(), strict=True)
     return "  ".join(f"{number}: {value:.3g}" for number, value in pairs)
 
 
 def _tag(name):
-    """Names a number with signs that TensorBoard leaves as they are."""
+    """Replaces characters of a name that TensorBoard would change."""
     return name.replace(" (", "/").replace(")", "").replace(" ", "_")
 
 
 def due(step: int, every: int | None, final: bool = False) -> bool:
-    """Says whether what is done every so many steps, and at the end, is due.
+    """Returns whether something with an interval is due.
 
     Args:
       step: Number of steps done.
-      every: The interval; None or 0 turns it off, at the end, too.
-      final: Whether the run is at its end.
+      every: Interval in steps; None or 0 for never, not even at the end.
+      final: Whether the run is at its end, when everything is due.
 
     Returns:
       Whether it is.

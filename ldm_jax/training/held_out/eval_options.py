@@ -14,21 +14,23 @@ from ldm_jax.metrics.set_metrics import SET_METRICS
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """What a run measures of what it makes, and when; a config may leave it out.
+    """The section `eval`: which metrics of sets a run measures, and when; optional.
 
     Attributes:
-      every: Steps between measurements; None or 0 makes none.
-      num_samples: Number of samples; of a first stage of reconstructions.
-      batch_size: How many are drawn at a time, over all devices.
-      distances: Metrics of sets, rows of SET_METRICS; ("rfid",) of a first stage where
-        not given.
+      every: Steps between measurements; None or 0 for none.
+      num_samples: Number of samples; for a first stage of reconstructions.
+      batch_size: Number of images per batch, over all devices.
+      distances: Metrics of sets, rows of SET_METRICS; for a first stage the default is
+        ("rfid",).
       weights: Name of a feature network -> its file of weights; None for random ones.
-      reference: File of reference statistics; "" makes them of the run's own images.
-      reference_images: How many of those; None for all.
+      reference: File of reference statistics; "" to compute them from the run's own
+        images.
+      reference_images: Number of own images for them; None for all.
       label_mode: Row of LABEL_MODES.
-      best: The result, as "fid", by which the best checkpoint is kept; None keeps none.
-      levels: Bins of the loss by noise level in each evaluation; 0 for none. None, of a
-        config without them, for 10, or as many as there are levels.
+      best: The result, such as "fid", by which the best checkpoint is kept; None to
+        keep none.
+      levels: Bins of the loss by noise level in each evaluation; 0 for none. None for
+        10, or the number of noise levels if that is smaller.
     """
 
     every: int | None = None
@@ -44,7 +46,7 @@ class EvalOptions:
 
 
 def eval_options(config: ConfigDict) -> EvalOptions:
-    """Reads the section, as far as it is there.
+    """Reads the section `eval`, with defaults for missing keys.
 
     Args:
       config: ConfigDict of any stage.
@@ -53,7 +55,7 @@ def eval_options(config: ConfigDict) -> EvalOptions:
       EvalOptions.
 
     Raises:
-      ConfigError: If something in it is unknown or out of its range.
+      ConfigError: If a key or value is unknown or out of its range.
     """
     section = to_dict(config.get("eval") or {})
     is_first = config.stage == "autoencoder"
@@ -88,13 +90,13 @@ def eval_options(config: ConfigDict) -> EvalOptions:
 
 
 def better_of(options: EvalOptions) -> str:
-    """Says whether the result of `eval.best` is better if "lower" or if "higher".
+    """Returns whether lower or higher values of `eval.best` are better.
 
     Args:
       options: EvalOptions with `best`.
 
     Returns:
-      Which.
+      "lower" or "higher".
 
     Raises:
       ConfigError: If no metric gives that result.

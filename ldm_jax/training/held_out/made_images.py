@@ -1,7 +1,7 @@
-"""The images of a stage that are measured: samples, or a first stage's reconstructions.
+"""Images of a stage for metrics of sets: samples, or a first stage's reconstructions.
 
-Functions of (options, mesh, data) -> function of (state, frozen) -> iterator of Made;
-the weights are the moving average's where one is kept.
+They are made by functions of (options, mesh, data) -> function of (state, frozen) ->
+iterator of Made; the weights are those of the moving average, if there is one.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Made(NamedTuple):
     Attributes:
       images: uint8 [B, H, W, 3].
       mask: Which of them count, bool [B].
-      finite: Which of them are of finite numbers, bool [B], on every device.
+      finite: Whether all values of an image are finite, bool [B], on every device.
     """
 
     images: UInt8[Array, "batch h w 3"]
@@ -40,26 +40,28 @@ class Made(NamedTuple):
 def sampled(
     model: LatentDiffusion, sampling: SampleOptions, seed: int, pixels: Pixels = RGB
 ) -> Callable:
-    """Has a second stage draw samples, of planned labels or held-out conditions.
+    """Makes `make_images` of a second stage: samples.
+
+    Their conditions are planned labels, or those of held-out examples.
 
     Args:
       model: LatentDiffusion.
       sampling: How they are drawn.
       seed: Seed of the run.
-      pixels: What images are; they are measured as they are shown.
+      pixels: Pixel format of the images; they are evaluated as RGB.
 
     Returns:
-      Function, see above.
+      Function of (options, mesh, data), see the module.
     """
 
     def make(options, mesh, data):
-        """Compiles the drawing; ConfigError if there are too few conditions."""
+        """Prepares sampling; raises ConfigError if there are too few conditions."""
         draw = make_draw(model, sampling, mesh, seed, pixels)
         if needs_examples(model):
             _require_examples(options, data)
 
         def images(state, frozen):
-            """Yields a Made of each batch of samples, by the averaged weights."""
+            """Yields a Made for each batch of samples, drawn with the EMA weights."""
             params = state.ema_params or state.params
             examples = None
             with contextlib.ExitStack() as stack:
@@ -95,18 +97,18 @@ def _require_examples(options, data):
 
 
 def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
-    """Has a first stage reconstruct held-out images.
+    """Makes `make_images` of a first stage: reconstructions of held-out images.
 
     Args:
       reconstruct: (state, images float32 [B, H, W, C]) -> images, in [-1, 1].
-      pixels: What they are; they are measured as they are shown.
+      pixels: Pixel format of the images; they are evaluated as RGB.
 
     Returns:
-      Function, see above.
+      Function of (options, mesh, data), see the module.
     """
 
     def make(options, mesh, data):
-        """Compiles the reconstruction; ConfigError if no images are held out."""
+        """Prepares reconstruction; raises ConfigError if no images are held out."""
         if not data.num_held_out:
             raise ConfigError(
                 "eval.every measures reconstructions of held-out images, and none are "
@@ -122,7 +124,7 @@ def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
         decode = sharding.jit(decode, mesh, out_shardings=shardings)
 
         def images(state, frozen):
-            """Yields a Made of each batch of reconstructions."""
+            """Yields a Made for each batch of reconstructions."""
             del frozen
             batches = data.images_alone(
                 True, options.num_samples, batch_size=options.batch_size

@@ -1,10 +1,10 @@
 """The second stage's loss by noise level, on held-out examples.
 
-The mean over all levels hides where a model learns badly or begins to over-fit: low
-noise has most of the detail, high noise the composition. Each example is noised once,
-at a level and with noise that follow from the seed and its number alone: the same at
+The mean over all levels hides at which a model learns badly or starts to overfit: low
+noise levels determine the details, high ones the composition. Each example is noised
+once, with a level and noise that depend only on the seed and its index: the same at
 every evaluation, whatever the batches and the devices, so that curves over a run are
-smooth. Ten examples in a row, where there are ten bins, have one level in each.
+smooth. With ten bins, each row of ten successive examples has one level in each bin.
 """
 
 from collections.abc import Mapping
@@ -20,31 +20,32 @@ from ldm_jax.diffusion.schedule import add_noise
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.seeds import make_key, sample_keys
 
-# Name of what is measured, in front of the number of the bin.
+# Name of the metric, before the number of the bin.
 LOSS_LEVEL = "loss_level_"
 
 _SUM, _FRACTION = "level_loss", "level_fraction"
-# Sets these draws apart from others of the same seed.
+# Makes these draws independent of others with the same seed.
 _TAG = 0x1E7E1
 
 
 def draw_levels(
     seed: int, index: Int[Array, " batch"], bins: int, num_timesteps: int
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Key[Array, " batch"]]:
-    """Draws at which level each example is noised: stratified over the bins.
+    """Draws the noise level of each example, stratified over the bins.
 
     Args:
       seed: Seed of the run.
-      index: Numbers of the examples, int32 [B].
+      index: Indices of the examples, int32 [B].
       bins: Number of bins, at most `num_timesteps`.
-      num_timesteps: Number of noise levels T; bin b has those from b T / bins on.
+      num_timesteps: Number of noise levels T; bin b starts at level b T / bins.
 
     Returns:
       (bins int32 [B], timesteps int32 [B] in [0, T), keys of the noise [B]).
     """
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _TAG))(sample_keys(seed, index))
     levels, noise = jax.vmap(jax.random.split, out_axes=1)(keys)
-    # Each row of examples begins at a bin of its own, as data may be sorted in rows.
+    # Each row of examples starts at a random bin, as the data may have a pattern of
+    # this period.
     rows = jax.random.fold_in(make_key(seed), _TAG)
     rows = jax.vmap(lambda k: jax.random.fold_in(rows, k))(index // bins)
     first = jax.vmap(lambda key: jax.random.randint(key, (), 0, bins))(rows)
@@ -63,20 +64,21 @@ def level_losses(
     seed: int,
     bins: int,
 ) -> dict[str, Float[Array, " bins"]]:
-    """Measures the simple loss of a batch by noise level, without weights of levels.
+    """Computes the simple loss of a batch by noise level, without loss weights.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights, usually the EMA's.
       frozen: Weights of the first stage and statistics of its latents.
       batch: Dict with "image" [B, H, W, C], the conditioner's keys, "index" int32 [B],
-        the number of each example, and "mask" bool [B], which of them count.
+        the index of each example, and "mask" bool [B], which of them count.
       seed: Seed of the run.
       bins: Number of bins.
 
     Returns:
-      Means over the rows that count, for `by_level`: "level_loss" [bins], of the loss
-      in its bin and 0 elsewhere, and "level_fraction" [bins], of 1 and 0.
+      Means over the rows that count, for `by_level`: "level_loss" [bins], the mean of
+      the loss in the example's bin and 0 in the others, and "level_fraction" [bins],
+      likewise of 1 and 0.
     """
     latents = latent_diffusion.latents_of(model, frozen, batch)
     inputs = latent_diffusion.encode_inputs(model, frozen, batch)
@@ -100,15 +102,15 @@ def level_losses(
 
 
 def by_level(means: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the loss of each bin in place of what `level_losses` gives.
+    """Replaces the output of `level_losses` by the loss of each bin.
 
     Args:
-      means: Means over all held-out images, of name -> number or array [bins], with
-        "num_images", how many they were.
+      means: Means over all held-out images, name -> number or array [bins], with
+        "num_images", the number of these images.
 
     Returns:
-      The same in numbers: "loss_level_B" of each bin that had examples, and
-      "level_draws", how many examples the bin with the fewest of them had.
+      Dict of numbers: `means`, "loss_level_B" for each bin B that had examples, and
+      "level_draws", the number of examples of the bin with the fewest.
     """
     means = dict(means)
     if _SUM not in means:

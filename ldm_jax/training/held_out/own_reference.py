@@ -1,4 +1,4 @@
-"""Reference statistics of a run's own images, made once and kept in its workdir."""
+"""Reference statistics of a run's own images, computed once, saved in its workdir."""
 
 import json
 import time
@@ -17,21 +17,21 @@ from ldm_jax.training.start.opened import Run
 
 _FILE = "eval_reference.npz"
 
-# Seconds between lines that say how far it has come.
+# Seconds between lines of progress.
 _QUIET = 60.0
 
 
 def own_reference(
     run: Run, measurement: Measurement, options: EvalOptions
 ) -> ReferenceStatistics:
-    """Reads the run's own reference, or makes it where there is none of this.
+    """Loads the run's own reference statistics, or computes them if none match.
 
-    Of the images that are trained on, but of a first stage of the held-out ones that
-    it reconstructs. Every process must call it.
+    They are of the training images; for a first stage of the held-out images that it
+    reconstructs. Every process must call it.
 
     Args:
       run: The run.
-      measurement: Of the metrics that compare; it takes no images itself.
+      measurement: Measurement of the run's metrics; no images are added to it.
       options: EvalOptions.
 
     Returns:
@@ -42,7 +42,7 @@ def own_reference(
     """
     record = _record(run, measurement, options)
     path = run.checkpoints.workdir / _FILE
-    # All processes do as the first one does.
+    # The first process decides for all.
     found = "" if jax.process_index() else _is_there(path, record)
     if peers.gather(found)[0]:
         rows = taps_with_rows(options.distances)
@@ -51,7 +51,7 @@ def own_reference(
 
 
 def _record(run, measurement, options):
-    """What the reference is of, all but how many images could be read."""
+    """The record of the reference, without the number of images that could be read."""
     side = run.config.data.image_size
     held_out = run.config.stage == "autoencoder"
     images = run.data.describe_images(held_out)
@@ -69,7 +69,7 @@ def _record(run, measurement, options):
 
 
 def _is_there(path, record):
-    """Something if the file is of the same images and networks, else nothing."""
+    """A non-empty string if the file is of the same images and networks, else ""."""
     if not exists(path):
         return ""
     try:
@@ -80,7 +80,7 @@ def _is_there(path, record):
 
 
 def _plain(record, like):
-    """The rows of a record that another has, as JSON has them."""
+    """The keys of a record that another one has, as after a round trip through JSON."""
     return json.loads(json.dumps({key: record.get(key) for key in like}))
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the set of images that a stage makes, against those it should make."""
+"""Metrics of sets during training, such as FID, of the images that a stage makes."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from ldm_jax.training.start.opened import Run
 
 
 class RunMetrics:
-    """Measures sets of images, as the section `eval` says.
+    """Measures metrics of sets of images, by the section `eval`.
 
     Attributes:
       options: EvalOptions.
     """
 
     def __init__(self, run: Run) -> None:
-        """Reads the section; nothing is computed.
+        """Reads the section without computing anything.
 
         Args:
           run: The run.
 
         Raises:
-          ConfigError: If the section is wrong.
+          ConfigError: If the section is invalid.
         """
         self.options = eval_options(run.config)
         self._run = run
@@ -40,11 +40,11 @@ class RunMetrics:
         self._noted = set()
 
     def prepare(self) -> None:
-        """Loads the networks and the reference, which is made if it is not there.
+        """Loads the networks and the reference, or computes the run's own reference.
 
         Raises:
           ConfigError: If the weights or the reference cannot be used.
-          DataError: If there are no images to make one of.
+          DataError: If there are too few images to compute a reference.
         """
         options, run = self.options, self._run
         if not options.every or self._measurement is not None:
@@ -62,7 +62,7 @@ class RunMetrics:
         self._how = self._hash_of_how(reference)
 
     def _given_reference(self):
-        """Reads the file of the section; compares it before it costs anything."""
+        """Loads the reference of the section, and checks it before any computation."""
         place, side = self.options.reference, self._run.config.data.image_size
         rows = taps_with_rows(self.options.distances)
         reference = ReferenceStatistics.load(
@@ -79,7 +79,7 @@ class RunMetrics:
         return reference
 
     def _hash_of_how(self, reference):
-        """Stands for all that a number depends on beside the weights of the run."""
+        """Hash of everything that a result depends on besides the run's weights."""
         options, config = self.options, self._run.config
         how = {
             "samples": [options.num_samples, options.label_mode],
@@ -102,14 +102,14 @@ class RunMetrics:
 
         Args:
           state: State of the run.
-          goes_on: Says after each batch whether to go on.
+          goes_on: Function that returns after each batch whether to continue.
 
         Returns:
-          Name -> number, "num_images" alone where images are not of finite numbers;
-          None if it was cut.
+          Name -> number, only "num_images" if an image is not finite; None if `goes_on`
+          returned False.
 
         Raises:
-          DataError: If they are too few.
+          DataError: If there are too few images.
         """
         measurement = self._measurement.twin()
         made = self._images(state, self._run.frozen)
@@ -117,7 +117,7 @@ class RunMetrics:
         for batch in tiling.one_behind(made):
             if not goes_on():
                 return None
-            # What fills a batch up does not count.
+            # Padding does not count.
             bad = int((batch.mask & ~batch.finite).sum())
             if bad:
                 self._run.console.line(
@@ -138,8 +138,8 @@ class RunMetrics:
         """Keeps the checkpoint of a step if it is the best one so far.
 
         Args:
-          step: Step that was measured, of which there is a checkpoint.
-          numbers: What `measure` gave.
+          step: Step that was measured, which must have a checkpoint.
+          numbers: Result of `measure`.
         """
         best = self.options.best
         names = best, f"random-features distance ({best})"
@@ -147,7 +147,7 @@ class RunMetrics:
         if name is None:
             return
         checkpoints, line = self._run.checkpoints, self._run.console.line
-        # That of the first process, where rounding differs.
+        # The first process's value for all, as rounding may differ.
         value = float(peers.gather(repr(numbers[name]))[0])
         better = better_of(self.options)
         found, before = Best(step, name, value, better, self._how), checkpoints.best
@@ -161,7 +161,7 @@ class RunMetrics:
             )
 
     def _note(self, name, note):
-        """Says once what must be known to read a result."""
+        """Prints each note on a result once."""
         if note and (name, note) not in self._noted:
             self._noted.add((name, note))
             self._run.console.line(f"{name}: {note}")

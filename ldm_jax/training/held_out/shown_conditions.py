@@ -17,17 +17,17 @@ def show_conditions(
     count: int,
     names: Sequence[str] | None = None,
 ) -> dict[str, Float[Array, "count height width 3"]]:
-    """Draws the conditions of a batch that can be drawn.
+    """Draws the conditions of a batch as images; every process must call it.
 
     Args:
       section: Config section `data`.
       batch: Dict of global arrays [B, ...].
-      count: How many of the first examples.
+      count: Number of examples, from the first on.
       names: Names of the classes, or None.
 
     Returns:
-      Dict of "condition_KEY" -> images [count, H, W, 3] in [-1, 1]. Every process must
-      call it.
+      Dict of "condition_KEY" -> images [count, H, W, 3] in [-1, 1], for the conditions
+      that can be drawn.
     """
     inputs = make_inputs(section.get("inputs"))
     inputs = {key: make for key, make in inputs.items() if key in batch}
@@ -38,7 +38,7 @@ def show_conditions(
     height = width = section.image_size
     if "image" in batch:
         height, width = batch["image"].shape[1:3]
-    # Names of boxes must be legible.
+    # Enlarged so that names of boxes are legible.
     zoom = max(1, 128 // max(height, width))
     shape = zoom * height, zoom * width
     shown = {}

@@ -1,12 +1,12 @@
-"""How a run begins.
+"""The start of a run.
 
-| module | what |
+| module | content |
 | --- | --- |
 | `opening` | opens a run; the tables of the stages |
-| `opened` | the record of an open run |
-| `first_state` | the state that it starts from: restored or drawn |
+| `opened` | the dataclass of an open run |
+| `first_state` | the state that it starts from: restored or initialised |
 | `init_from` | the weights of the run that `train.init_from` names |
-| `pretrained_towers` | weights of towers that come from elsewhere |
-| `same_run` | whether config and data are still those of the checkpoint |
-| `same_state` | whether a changed config still makes the arrays of the checkpoint |
+| `pretrained_towers` | pretrained weights of towers |
+| `same_run` | checks that config and data are those of the checkpoint |
+| `same_state` | checks that a changed config has the arrays of the checkpoint |
 """

@@ -1,4 +1,4 @@
-"""The state that a run starts from: restored, drawn, or with the weights of another."""
+"""The state that a run starts from: restored, initialised, or from another run."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ from ldm_jax.training.start.opened import Run
 
 
 def first_state(run: Run) -> TrainState:
-    """Restores the state, or draws it directly into its shardings.
+    """Restores the state, or initialises it directly into its shardings.
 
     Args:
-      run: The run; where weights came from is added to its `meta`.
+      run: The run; the source of loaded weights is added to its `meta`.
 
     Returns:
       State of global arrays.
 
     Raises:
-      ConfigError: If weights are to stay as they are drawn, or those of
-        `train.init_from` are of another model.
+      ConfigError: If weights would be frozen at their random initial values, or those
+        of `train.init_from` are of another model.
       CheckpointError: If a checkpoint cannot be read or holds other shapes.
     """
     _describe(run)
@@ -46,13 +46,13 @@ def first_state(run: Run) -> TrainState:
 
 
 def start_from(run: Any, state: TrainState) -> TrainState:
-    """Puts the weights of another run in place of those that were drawn.
+    """Replaces initialised weights by those of another run.
 
-    A discriminator brings its batch statistics, which an activation norm is nothing
-    without; optimisers begin anew.
+    Batch statistics of a discriminator are loaded, too, as an ActNorm does not work
+    without them; the optimisers' states are new.
 
     Args:
-      run: The run; where the weights came from is added to its `meta`.
+      run: The run; the source of the weights is added to its `meta`.
       state: State of a new run; its buffers are donated.
 
     Returns:
@@ -70,7 +70,7 @@ def start_from(run: Any, state: TrainState) -> TrainState:
 
 
 def _replace(run, state, weights, stats=None):
-    """Puts weights, and statistics, in place of a part of those that were drawn."""
+    """Replaces a part of the initialised weights, and statistics, by given ones."""
     weights = _put(weights, run.shardings.params)
     stats = _put(stats or {}, run.shardings.stats)
 
@@ -88,21 +88,21 @@ def _replace(run, state, weights, stats=None):
 
 
 def _put(tree, shardings):
-    """Places a part of a nested dict by the names in it."""
+    """Puts a part of a nested dict on devices, with the shardings of its names."""
     if not isinstance(tree, dict):
         return sharding.put_tree(tree, shardings)
     return {name: _put(part, shardings[name]) for name, part in tree.items()}
 
 
 def _merge(tree, part):
-    """Nested dict with the leaves of a part of it in place of its own."""
+    """Replaces the leaves of a nested dict that are in `part`."""
     if not isinstance(part, dict):
         return part
     return tree | {name: _merge(tree[name], new) for name, new in part.items()}
 
 
 def _describe(run):
-    """Prints what is about to be trained, on what and from where."""
+    """Prints what is trained, on which data and devices, and from which step."""
     config, line = run.config, run.console.line
     for name, params in run.abstract.params.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))

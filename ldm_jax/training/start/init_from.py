@@ -1,4 +1,4 @@
-"""The weights of another run that one starts from, as `train.init_from` says."""
+"""Loads the weights of another run to start from, set by `train.init_from`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from ldm_jax.config import differences
 from ldm_jax.errors import ConfigError
 from ldm_jax.trained import record_of, with_text_towers
 
-# Networks that serve training alone: a run may start without the old one.
+# Networks that are only used in training: a run may start with new ones.
 _AIDS = ("discriminator",)
 
 
 def load_initial(
     config: ConfigDict, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """Loads the weights that a run starts from, as `train.init_from` says.
+    """Loads the weights of `train.init_from`.
 
-    The moving average where one was kept.  What the other run has no weights of, and a
-    discriminator of another make, is left out and noted.
+    They are those of the moving average, if there is one.  Networks without weights in
+    the other run, and a discriminator of another architecture, are left out and noted.
 
     Args:
       config: ConfigDict of the run that starts.
@@ -30,11 +30,11 @@ def load_initial(
 
     Returns:
       (weights, stats, record, notes): dict like `params` of NumPy arrays, batch
-      statistics of the networks in it that have some, where they came from, and
+      statistics of the networks in it that have some, the record of their source, and
       sentences on what was left out or differs.
 
     Raises:
-      ConfigError: If the other run trained something else.
+      ConfigError: If the other run trained another stage or model.
       CheckpointError: If there is no checkpoint, or it cannot be read.
     """
     workdir = config.train.init_from
@@ -46,7 +46,7 @@ def load_initial(
             f"this one is of the stage '{config.stage}'"
         )
     if found.keys() != params.keys():
-        # An average is not kept of everything.
+        # Not every network has a moving average.
         found = checkpoint.load_weights(workdir, meta["step"], average=False)[1] | found
     found = with_text_towers(found, theirs, meta, workdir)
     weights, notes = {}, [f"starting from step {meta['step']} of {workdir}"]
@@ -67,7 +67,7 @@ def load_initial(
 
 
 def _load_stats(folder, weights):
-    """Batch statistics, which lie beside optimiser states: read where there are any."""
+    """Loads batch statistics, stored with optimiser states; only if any are needed."""
     if not any(name in weights for name in _AIDS):
         return {}
     stats = checkpoint.load_item(folder, "training")["stats"]
@@ -75,14 +75,14 @@ def _load_stats(folder, weights):
 
 
 def model_notes(config: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """Compares what the weights of two configs mean beyond what shapes show.
+    """Compares settings that the weights of two configs depend on beyond shapes.
 
     Args:
       config: ConfigDict of this run.
       theirs: ConfigDict of the run whose weights it starts from.
 
     Returns:
-      A sentence for each difference.
+      A warning for each difference.
     """
     return [
         f"warning: {key} is {now}, in train.init_from it was {then}"
@@ -91,7 +91,7 @@ def model_notes(config: ConfigDict, theirs: ConfigDict) -> list[str]:
 
 
 def _difference(name, ours, theirs):
-    """Names the first place where two trees of weights do not agree in shape."""
+    """Describes the first difference in the shapes of two trees; None if none."""
     if theirs is None:
         return f"{name} is absent there"
     trees = [sharding.named_leaves({name: tree}) for tree in (ours, theirs)]

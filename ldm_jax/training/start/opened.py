@@ -1,4 +1,4 @@
-"""What a run begins with."""
+"""The dataclass of an open run."""
 
 import dataclasses
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run begins with, as `opening.open_run` opens it.
+    """Everything that a run needs, made by `opening.open_run`.
 
     Attributes:
       config: ConfigDict.
       mesh: Mesh of its devices.
       checkpoints: Checkpoints of its workdir.
-      start: Step of the checkpoint that it goes on from; 0 for a new run.
-      meta: What each checkpoint records; "init_from" is added where a run starts from
+      start: Step of the checkpoint to resume from; 0 for a new run.
+      meta: `meta` of its checkpoints; "init_from" is added if the run starts from
         weights of another.
       data: Its `Data`.
       stage: The Stage that it trains.
-      writer: Where numbers and images go.
-      console: Where lines go.
-      abstract: Its TrainState, of shapes and dtypes.
-      shardings: How that is split over the mesh.
+      writer: Writer of metrics and images.
+      console: Console for lines.
+      abstract: Shapes and dtypes of its TrainState.
+      shardings: Shardings of its TrainState.
       frozen: Frozen weights of the stage, on the devices.
     """
 

@@ -1,4 +1,4 @@
-"""Opens a run: from a config and a workdir to all that its loop needs."""
+"""Opens a run: makes everything that its loop needs from a config and a workdir."""
 
 import contextlib
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from ldm_jax.training.writer import Writer
 
 
 def read_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Brings a config up to date and checks it, before anything is opened.
+    """Upgrades and checks a config, before anything is opened.
 
     Args:
       config: ConfigDict of any stage.
 
     Returns:
-      (config, notes): sentences on keys that were renamed or change nothing, and on
-      what is held out but trained on.
+      (config, notes): sentences on keys that were renamed or have no effect, and on
+      data that are both held out and trained on.
 
     Raises:
-      ConfigError: If it cannot work.
+      ConfigError: If it is invalid.
     """
     config, notes = upgrade_config(config)
     config = with_image_channels(check_values(config))
@@ -53,23 +53,23 @@ def open_run(
     allow_change: bool,
     take_workdir: bool,
 ) -> Run:
-    """Opens what a run needs; what must be closed, the stack closes.
+    """Opens a run; `stack` closes what must be closed.
 
     Args:
-      config: ConfigDict, as `read_config` gives it.
+      config: ConfigDict from `read_config`.
       workdir: Folder of the run.
-      stack: Closes what is opened, the last first.
+      stack: Closes what is opened, in reverse order.
       notes: Sentences on the config, to be printed.
-      allow_change: Go on although the config or the data differ from the checkpoint's.
-      take_workdir: Take it from a run on another host, see `lock.hold`.
+      allow_change: Resume although config or data differ from the checkpoint's.
+      take_workdir: Take it over from a run on another host, see `lock.hold`.
 
     Returns:
       Run.
 
     Raises:
-      ConfigError: If config or data cannot work.
+      ConfigError: If config or data are invalid.
       CheckpointError: If a checkpoint cannot be read, or is of another config.
-      WorkdirInUse: If another run works in the workdir.
+      WorkdirInUse: If another run uses the workdir.
     """
     train, main = config.train, jax.process_index() == 0
 
@@ -77,12 +77,12 @@ def open_run(
     mesh = build(sharding.make_mesh, train.mesh, "train.mesh", devices=None)
     sharding.check_batch_size(train.batch_size, mesh, parts=train.accumulate_steps)
 
-    # Where the run stands: its newest checkpoint, which must be of this config.
-    # Process 0 keeps other runs away from it, and finds that for all.
+    # Where to resume: the newest checkpoint, which must be of this config. Process 0
+    # locks the workdir, and finds the checkpoint for all processes.
     if main:
         stack.enter_context(hold(workdir, take_workdir))
     checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
-    # Entered first, it holds until the last save has been closed.
+    # Entered first, so that it is active until the last save is finished.
     stack.enter_context(peers.saving(checkpoints.wait))
     stack.enter_context(contextlib.closing(checkpoints))
     start = int(peers.gather(str(checkpoints.latest_step or 0))[0])
@@ -90,13 +90,13 @@ def open_run(
     if start:
         notes = notes + check_config(config, meta, allow_change)
 
-    # The data, and the stage as pure functions; what checkpoints say beside arrays.
+    # The data, the stage as pure functions, and the `meta` of checkpoints.
     data, trained_on, changes = _open_data(config, mesh, meta, allow_change)
     stage, record = STAGES[config.stage](config, mesh, data, meta, workdir)
     begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
     meta = {"config": to_dict(config), "data": trained_on} | record | begun
 
-    # Where numbers and lines go.
+    # The writer and the console.
     if main:
         write_config(workdir, config)
     writer = Writer(workdir, to_dict(config), start, main, train.wandb)
@@ -106,7 +106,7 @@ def open_run(
     for note in notes + changes:
         console.line(note)
 
-    # The state: its shapes and how it is split; what is frozen, where it belongs.
+    # The state: its shapes and shardings; the frozen weights, put on the devices.
     abstract = jax.eval_shape(stage.init, make_key(config.seed))
     check_freeze(freeze_paths(config), abstract.params)
     shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
@@ -130,20 +130,20 @@ def open_run(
 def _open_data(
     config: ConfigDict, mesh: Mesh, meta: Mapping[str, Any], allow_change: bool
 ) -> tuple[Data, dict[str, Any], list[str]]:
-    """The data, their record, and notes on how they differ from the checkpoint's."""
+    """Opens the data; returns them, their record, and notes on accepted changes."""
     data = Data(config.data, config.seed, config.train.batch_size, mesh)
     record = data.record()
     check_same_data(record)
     return data, record, check_data(config, record, meta, allow_change) if meta else []
 
 
-# What `stage` in a config says: functions that make a Stage, see `training.step`.
+# `stage` of a config -> function that makes the Stage, see `training.step`.
 STAGES = {
     "autoencoder": autoencoder.make_stage,
     "diffusion": diffusion.make_stage,
     "classifier": classifier.make_stage,
 }
-# And what checks a config before anything is opened.
+# `stage` of a config -> function that checks the config before anything is opened.
 CHECKS = {
     "autoencoder": autoencoder.check,
     "diffusion": diffusion.check,

@@ -1,4 +1,4 @@
-"""Towers whose weights come from elsewhere: read for a new run, and left alone."""
+"""Towers of conditioners with pretrained weights: loaded for a new run, and frozen."""
 
 from collections.abc import Collection
 from typing import Any
@@ -13,18 +13,18 @@ from ldm_jax.weights.towers import load_tower
 def initial_weights(
     conditioner: Conditioner, without: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Reads the towers that a new run takes over from elsewhere.
+    """Loads the pretrained towers of a new run.
 
     Args:
       conditioner: Conditioner.
-      without: Batch keys of towers that the run does without, on stored states.
+      without: Batch keys of towers that are not needed, as their states are stored.
 
     Returns:
       Nested dict of NumPy arrays, a part of the parameters {"conditioner": ...}.
 
     Raises:
-      ConfigError: If a file cannot be used, or a tower would keep random weights for
-        good.
+      ConfigError: If a file cannot be used, or a tower would be frozen with random
+        weights.
     """
     found = {}
     for key, tower in conditioner.towers().items():
@@ -48,7 +48,7 @@ def initial_weights(
 def frozen_paths(
     conditioner: Conditioner, without: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """The towers that training leaves alone.
+    """Returns the paths of frozen towers.
 
     Args:
       conditioner: Conditioner.

@@ -1,4 +1,4 @@
-"""Whether config and data are those that a checkpoint records, and on all hosts."""
+"""Checks that config and data match the checkpoint, and the data match on all hosts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,8 @@ from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.start.idle_keys import idle_keys
 from ldm_jax.training.start.same_state import check_same_state
 
-# Keys that may change between two runs of one workdir: they do not alter what a step
-# computes, or say how it began (train.init_from) and how long it goes on.
+# Keys that may change when a workdir is resumed: they do not change what a step
+# computes, or only how the run started (train.init_from) and its length.
 FREE_KEYS = (
     "sample",
     "eval",
@@ -41,12 +41,12 @@ FREE_KEYS = (
     "train.mesh",
     "train.sharding_overrides",
     "train.wandb",
-    # It alters roundings alone, and is of the devices that a run has.
+    # It only changes rounding, and depends on the devices of a run.
     *(f"{section}.attention_kernel" for section in NETWORKS.values()),
 )
 
 
-# Keys that a checkpoint settles for good.
+# Keys that cannot be changed once there is a checkpoint.
 FIXED_KEYS = (
     "first_stage.step",
     "first_stage.scaling_factor",
@@ -59,18 +59,18 @@ FIXED_KEYS = (
 def check_config(
     config: ConfigDict, meta: Mapping[str, Any], allow_change: bool
 ) -> list[str]:
-    """Compares the config with the one that a checkpoint records.
+    """Compares the config with the one recorded in a checkpoint.
 
     Args:
       config: ConfigDict of this run.
       meta: The checkpoint's `meta`.
-      allow_change: Accept a difference.
+      allow_change: Whether to accept differences.
 
     Returns:
-      Sentences on free keys that changed and should be noticed.
+      Sentences on accepted changes that the user should know.
 
     Raises:
-      CheckpointError: If they differ, naming the keys.
+      CheckpointError: If they differ; the message has the keys.
     """
     if meta.get("converted"):
         raise CheckpointError(
@@ -104,10 +104,10 @@ def check_config(
 def check_same_data(record: Mapping[str, Any]) -> None:
     """Checks that all processes of a job have the same data; all must call it.
 
-    Each loads its rows of every batch, by the order of all examples.
+    Each process loads its rows of every batch, by the order of all examples.
 
     Args:
-      record: What `Data.record` gives.
+      record: Result of `Data.record`.
 
     Raises:
       ConfigError: If the data differ from process to process.
@@ -128,19 +128,20 @@ def check_data(
     meta: Mapping[str, Any],
     allow_change: bool,
 ) -> list[str]:
-    """Compares the data with those that a checkpoint records.
+    """Compares the data with the record in a checkpoint.
 
     Args:
       config: ConfigDict of this run.
-      record: What `Data.record` gives.
-      meta: The checkpoint's `meta`; older ones record the classes alone or nothing.
-      allow_change: Accept what a model can go on with, as more images.
+      record: Result of `Data.record`.
+      meta: The checkpoint's `meta`; older ones record only the classes, or nothing.
+      allow_change: Whether to accept changes that are compatible with the model, such
+        as more images.
 
     Returns:
-      Sentences on what changed and was accepted.
+      Sentences on accepted changes.
 
     Raises:
-      CheckpointError: If they differ, naming how.
+      CheckpointError: If they differ; the message has the differences.
     """
     then = meta.get("data") or {
         key: meta[key] for key in ("num_classes", "class_names") if key in meta
@@ -161,7 +162,7 @@ def check_data(
 
 
 def _knows_classes(config):
-    """Whether a model is made for the classes of the data's images."""
+    """Whether the model depends on the classes of the data."""
     entries = (config.get("conditions") or {}).values()
     kinds = [CONDITIONERS.get(entry.get("kind")) for entry in entries]
     return config.stage == "classifier" or any(

@@ -1,4 +1,4 @@
-"""Whether the state of a checkpoint fits into what a config that has changed makes."""
+"""Checks that the state of a checkpoint has the arrays of a changed config."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ class _Part(NamedTuple):
 
     Attributes:
       keys: Keys or sections of a config that may change which arrays it has.
-      arrays: Config -> what says which arrays it has, to be compared.
-      reason: Why no run goes on where that differs.
-      advice: What can be done.
+      arrays: Config -> description of its arrays, to be compared.
+      reason: Why a run cannot resume if that differs, for the message.
+      advice: What the user can do, for the message.
     """
 
     keys: tuple[str, ...]
@@ -37,9 +37,9 @@ class _Part(NamedTuple):
 
 
 def check_same_state(config: ConfigDict, recorded: ConfigDict, rows: Rows) -> None:
-    """Refuses changes after which a checkpoint has other arrays than the run.
+    """Raises for changes after which a checkpoint has other arrays than the run.
 
-    Only what has changed is looked at, and networks on shapes alone.
+    Only parts that have changed are checked, and of networks only shapes.
 
     Args:
       config: ConfigDict of this run.
@@ -47,7 +47,7 @@ def check_same_state(config: ConfigDict, recorded: ConfigDict, rows: Rows) -> No
       rows: (dotted key, our value, their value) of every key that has changed.
 
     Raises:
-      CheckpointError: If the run cannot go on from it, with what can be done.
+      CheckpointError: If the run cannot resume from it; the message has advice.
     """
     for part in (_Part((NETWORKS[config.stage],), _network, _WEIGHTS, _ANEW), *_PARTS):
         changed = [row for row in rows if _alters(row[0], part.keys)]
@@ -60,7 +60,7 @@ def check_same_state(config: ConfigDict, recorded: ConfigDict, rows: Rows) -> No
 
 
 def _alters(key, keys):
-    """Whether a key is, or lies in, one of some, and may alter arrays at all."""
+    """Whether a key is, or is within, one of `keys`, and may change arrays at all."""
     inside = any(key == each or key.startswith(f"{each}.") for each in keys)
     return inside and key.rpartition(".")[2] not in FREE_FIELDS
 
@@ -69,12 +69,13 @@ def _differ(arrays_of: Callable, config: ConfigDict, recorded: ConfigDict) -> bo
     try:
         return arrays_of(config) != arrays_of(recorded)
     except (AttributeError, KeyError, ValueError):
-        # A backbone of other inputs, or a key that came later: restoring will tell.
+        # A backbone with other inputs, or a key added later: then restoring will fail
+        # if the arrays differ.
         return False
 
 
 def _network(config):
-    """Path -> shape of the weights, but for what data and conditions add."""
+    """Path -> shape of the weights, apart from what depends on data and conditions."""
     if config.stage == "autoencoder":
         module = make_first_stage(config.first_stage)
         return _shapes(module, module.downsampling_factor, module.image_channels)
@@ -109,13 +110,13 @@ def _kinds(config):
 
 
 def _frozen(config):
-    """The paths of which none lies below another."""
+    """The frozen paths, without those below another one."""
     paths = {path.strip("/") for path in freeze_paths(config)}
     return {path for path in paths if not is_frozen(path, [*(paths - {path})])}
 
 
 def _optimizer(config):
-    """What is frozen, shapes of the state of one weight, whether the critic clips."""
+    """Frozen paths, shapes of a weight's state, whether the discriminator clips."""
     train = config.train
     made = make_optimizer(to_dict(train.optimizer), make_rate(train), train.grad_clip)
     state = jax.eval_shape(made.init, {"weight": _numbers(1)})
@@ -130,22 +131,22 @@ def _average(config):
 
 
 def _loss(config):
-    """Which arrays losses keep; how often codes are used for either of two reasons."""
+    """Which arrays the losses have; two options share that of the usage of codes."""
     variance, lecam, codes, restarts = map(config.loss.get, _SWITCHES)
     return [bool(kept) for kept in (variance, lecam, codes, codes or restarts)]
 
 
 _WEIGHTS = "the weights do not fit into that network"
 _ANEW = "go back to that, or use another --workdir, where training begins anew"
-# What `load_initial` takes, whatever else a checkpoint has.
+# For differences that do not matter to `load_initial`.
 _FROM_WEIGHTS = "use another --workdir, and this one as --config.train.init_from"
 
-# Options of losses that have arrays of their own in the state, once they are on.
+# Options of losses that add arrays to the state if they are on.
 _SWITCHES = (
     *("learn_logvar", "lecam_weight", "codebook_ema_decay", "restart_threshold"),
 )
 
-# Beside the network that a stage is named after.
+# Besides the stage's main network.
 _PARTS = (
     _Part(("conditions",), _kinds, "the weights do not fit those conditions", _ANEW),
     _Part(("discriminator",), _discriminator, _WEIGHTS, _FROM_WEIGHTS),
