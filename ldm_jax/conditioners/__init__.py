@@ -1,20 +1,20 @@
-"""Conditioning: what the denoiser is conditioned on, in three optional slots.
+"""Conditioning of the denoiser, in three optional slots.
 
-| slot | array | goes to |
+| slot | array | used in |
 | --- | --- | --- |
 | context | tokens [B, L, D] | cross-attention (Rombach et al. 2022, Sec. 3.3) |
-| concat | maps [B, h, w, c] | channels beside the noisy latents (Sec. 4.3.2) |
+| concat | maps [B, h, w, c] | channels concatenated to noisy latents (Sec. 4.3.2) |
 | vector | [B, E] | the timestep embedding (AdaGN, AdaLN-Zero) |
 
-The room:
+The files:
 
 - `conditioner.py`: `Conditioner`, all conditions of a model as one module; the table
   CONDITIONERS.
-- `label.py`: a class, an image through CLIP, and arrays taken as they are.
+- `label.py`: a class, an image through CLIP, and arrays used as they are.
 - `tokens.py`: captions and layouts, token ids through a transformer.
 - `maps.py`: segmentations and depth, latents of images, masked images.
 - `sizes.py`: the size and the crop of an image.
-- `checks.py`: checks of inputs that several of them share.
+- `checks.py`: checks of inputs that several of them use.
 
 A conditioner is a linen module for one condition. To add one, write it in a file of
 this folder and add a row to CONDITIONERS; configs then name its kind under the batch
@@ -26,29 +26,31 @@ It has
 
 - `slots`, a class attribute: the slots that it can fill, and a field `slot`, the one
   that it fills;
-- `__call__(inputs)`, inputs [B, ...] to the array that fills the slot, in its `dtype`;
-- `null(inputs)`, inputs of the same shape that stand for "without this condition",
-  which dropout in training and guidance in sampling swap in (Ho & Salimans 2022). It
-  needs no parameters, so it is decorated with `nn.nowrap`, as are those below;
-- `check(inputs)`, which raises on the host what a compiled program could not.
+- `__call__(inputs)`, which maps inputs [B, ...] to the array of the slot, in its
+  `dtype`;
+- `null(inputs)`, which returns inputs of the same shape that mean "without this
+  condition", used by dropout in training and by guidance in sampling (Ho & Salimans
+  2022). It needs no parameters, so it is decorated with `nn.nowrap`, as are those
+  below;
+- `check(inputs)`, which raises on the host for inputs that a compiled program cannot
+  check.
 
-These are for those that need them:
+Optional methods:
 
-- `encode(inputs, encode_images)` has the first stage make latents of images; all but
-  `check` then take what it returns.
-- `tower()` is the network in it that may be taken over from elsewhere, by the option
-  `weights` of an entry; its parameters lie under `tower_name`, and training leaves them
-  alone where the field `frozen` is true.
+- `encode(inputs, encode_images)` encodes images to latents with the first stage; all
+  methods except `check` then get its output as inputs.
+- `tower()` returns the network in it whose weights can be loaded from elsewhere, with
+  the option `weights` of an entry; its parameters are under `tower_name`, and training
+  does not change them if the field `frozen` is true.
 
-And class attributes say from where options come that an entry leaves open:
+Class attributes define where options come from that an entry does not set:
 
-- `from_dataset`: names of those that follow from the data set, of which there is
-  `num_classes`;
-- `from_input`: names of those that follow from the entry of `data.inputs` under the
-  same key, as attributes of that input or of its tokenizer, and `input_kind`, the kind
-  that this must have;
-- `from_backbone`: names of those that in the slot "vector" are the width of the
-  backbone's timestep embedding.
+- `from_dataset`: names of options from the data set, which has `num_classes`;
+- `from_input`: names of options from the entry of `data.inputs` under the same key, as
+  attributes of that input or of its tokenizer, and `input_kind`, the required kind of
+  that entry;
+- `from_backbone`: names of options that in the slot "vector" default to the width of
+  the backbone's timestep embedding.
 """
 
 from ldm_jax.conditioners.conditioner import (

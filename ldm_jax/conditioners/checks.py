@@ -1,19 +1,19 @@
-"""Checks of inputs on the host that several conditioners share."""
+"""Checks of inputs on the host that several conditioners use."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
 def check_floats(inputs: ArrayLike, ndim: int, name: str) -> None:
-    """Checks floats on the host.
+    """Checks an array of floats on the host.
 
     Args:
       inputs: Array or nested lists.
-      ndim: Number of axes that they should have.
-      name: What they are called, for the message.
+      ndim: Expected number of axes.
+      name: Name of the inputs, for the message.
 
     Raises:
-      ValueError: If they are not floats, have other axes or are not finite.
+      ValueError: If they are not floats, have another number of axes or are not finite.
     """
     inputs = np.asarray(inputs)
     if inputs.ndim != ndim or not np.issubdtype(inputs.dtype, np.floating):
@@ -32,13 +32,13 @@ def check_classes(
 
     Args:
       labels: Array or nested lists.
-      axes: Axes that they should have, as "B, H, W".
+      axes: Expected axes, such as "B, H, W".
       num_classes: Number of classes.
       ignored: Label that means "without a class"; None if there is none.
 
     Raises:
-      ValueError: If they are not integers with these axes, or neither a class nor
-        `ignored`.
+      ValueError: If they are not integers with these axes, or one is neither a class
+        nor `ignored`.
     """
     labels = np.asarray(labels)
     integers = np.issubdtype(labels.dtype, np.integer)
@@ -60,7 +60,7 @@ def check_classes(
 
 
 def check_images(images: ArrayLike) -> None:
-    """Checks images on the host.
+    """Checks a batch of images on the host.
 
     Args:
       images: Array or nested lists.

@@ -1,4 +1,4 @@
-"""All conditioners of a model as one, made from a config section."""
+"""All conditioners of a model as one module, made from a config section."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -20,12 +20,12 @@ from ldm_jax.models.identity import FREE_FIELDS
 
 
 class Conditioning(NamedTuple):
-    """What the denoiser is conditioned on; any slot may be None.
+    """The conditioning slots of the denoiser; any may be None.
 
     Attributes:
       context: Tokens for cross-attention, [B, L, D].
-      concat: Maps stacked onto the noisy latents, [B, h, w, c]; h and w are 1 for
-        what is the same everywhere.
+      concat: Maps concatenated to the noisy latents, [B, h, w, c]; h and w are 1 for
+        maps that are constant.
       vector: Added to the timestep embedding, [B, E].
     """
 
@@ -34,18 +34,18 @@ class Conditioning(NamedTuple):
     vector: Any = None
 
 
-# What an entry may say beside the fields of its kind.
+# Keys of an entry besides the fields of its kind.
 _BESIDES = ("kind", "dropout", "weights")
 
 
 class Tower(NamedTuple):
-    """A network of a conditioner that has been, or may have been, trained elsewhere.
+    """A network of a conditioner whose weights can be pretrained elsewhere.
 
     Attributes:
       module: Linen module.
-      path: Where its parameters lie among the conditioner's, as "style/tower".
-      frozen: Whether training leaves them as they are.
-      weights: File or folder that a new run takes them from; None for none.
+      path: Path of its parameters in the conditioner's, such as "style/tower".
+      frozen: Whether training leaves them unchanged.
+      weights: File or folder from which a new run loads them; None for none.
     """
 
     module: nn.Module
@@ -60,9 +60,9 @@ class Conditioner(nn.Module):
     Attributes:
       entries: Batch key -> {"kind": row of CONDITIONERS, "dropout": fraction of the
         training examples whose input is replaced by null, "weights": file or folder
-        that the tower of a new run comes from, and the fields of that row}. Entries
-        that share a slot are joined in alphabetical order of their keys, so that a
-        config means the same in whatever order it was written or stored.
+        from which a new run loads the tower, and the fields of that row}. Entries that
+        share a slot are joined in alphabetical order of their keys, so that the order
+        in which a config was written or stored does not matter.
     """
 
     entries: Mapping[str, Mapping[str, Any]]
@@ -77,16 +77,17 @@ class Conditioner(nn.Module):
         """Embeds a batch.
 
         Args:
-          batch: Dict with at least the keys of `entries`, arrays [B, ...], as `encode`
-            gives them.
-          drop: Batch key -> bool [B], the examples that go without the condition of
-            that key (Ho & Salimans 2022, Alg. 1); None where all have all conditions.
+          batch: Dict with at least the keys of `entries`, arrays [B, ...], from
+            `encode`.
+          drop: Batch key -> bool [B], true for the examples whose condition of that key
+            is dropped (Ho & Salimans 2022, Alg. 1); None to drop nothing.
 
         Returns:
           Conditioning.
 
         Raises:
-          ValueError: If the batch lacks a key, or what shares a slot does not fit.
+          ValueError: If the batch lacks a key, or conditions that share a slot do not
+            fit together.
         """
         self.require_keys(batch)
         filled = {}
@@ -102,15 +103,15 @@ class Conditioner(nn.Module):
     def encode(
         self, batch: Mapping[str, Any], encode_images: Callable[[Any], Any]
     ) -> dict[str, Any]:
-        """Has the first stage encode the inputs that are taken as latents.
+        """Encodes inputs that are used as latents with the first stage.
 
         Args:
-          batch: Dict with at least the keys of `entries`, as the data delivers it.
+          batch: Dict with at least the keys of `entries`, as loaded from the data.
           encode_images: Maps images [B, H, W, 3], uint8 or floats in [-1, 1], to
             latents of unit variance.
 
         Returns:
-          Dict like `batch`; other inputs are as they were.
+          Dict like `batch`; other inputs are unchanged.
         """
         self.require_keys(batch)
         modules = {key: _make(e, parent=None) for key, e in self.entries.items()}
@@ -122,7 +123,7 @@ class Conditioner(nn.Module):
 
     @property
     def encodes_images(self) -> bool:
-        """Whether inputs are encoded by the first stage."""
+        """Whether the first stage encodes any input."""
         kinds = [CONDITIONERS[entry["kind"]] for entry in self.entries.values()]
         return any(hasattr(kind, "encode") for kind in kinds)
 
@@ -130,11 +131,11 @@ class Conditioner(nn.Module):
     def null_inputs(
         self, batch: Mapping[str, Any], keys: Collection[str] | None = None
     ) -> dict[str, Num[Array, "..."]]:
-        """The inputs that stand for "without the condition".
+        """Returns null inputs, which mean "without the condition".
 
         Args:
-          batch: Dict with the keys of `entries`, as `encode` gives them.
-          keys: Those that are wanted; all keys of `entries` by default.
+          batch: Dict with the keys of `entries`, from `encode`.
+          keys: Keys to return; all keys of `entries` by default.
 
         Returns:
           Batch key -> array shaped like the batch's.
@@ -150,7 +151,7 @@ class Conditioner(nn.Module):
     def draw_drop(
         self, rng: Key[Array, ""], batch_size: int
     ) -> dict[str, Bool[Array, " {batch_size}"]]:
-        """Draws which examples go without a condition, each key on its own.
+        """Draws the examples whose conditions are dropped, independently for each key.
 
         Ho & Salimans 2022, Alg. 1, line 3.
 
@@ -171,7 +172,7 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def towers(self) -> dict[str, Tower]:
-        """The networks that are taken over from elsewhere, if their entries say so.
+        """Returns the networks whose weights can be pretrained elsewhere.
 
         Returns:
           Batch key -> Tower.
@@ -196,7 +197,7 @@ class Conditioner(nn.Module):
           batch: Dict of NumPy arrays or lists, before `encode`.
 
         Raises:
-          ValueError: If a key is missing or its values are not what the entry takes.
+          ValueError: If a key is missing or its values are invalid for the entry.
         """
         self.require_keys(batch)
         for key, entry in self.entries.items():
@@ -207,7 +208,7 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def require_keys(self, batch: Mapping[str, Any]) -> None:
-        """Checks that a batch has what the entries read.
+        """Checks that a batch has the keys of all entries.
 
         Args:
           batch: Dict with batch keys.
@@ -252,16 +253,16 @@ def make_conditioner(
 
 
 def check_entry(key: str, entry: Mapping[str, Any]) -> None:
-    """Checks what an entry of the config section `conditions` says, and how.
+    """Checks an entry of the config section `conditions`.
 
-    What it leaves open may follow from the data set.
+    Options that it does not set may come from the data set, so they may be missing.
 
     Args:
       key: Batch key.
       entry: The entry.
 
     Raises:
-      ConfigError: If its kind or an option is unknown, or a value out of its range.
+      ConfigError: If its kind or an option is unknown, or a value is out of its range.
     """
     problem = _unknown(entry)
     if problem:
@@ -274,13 +275,13 @@ def check_entry(key: str, entry: Mapping[str, Any]) -> None:
         )
     fields = {name: value for name, value in entry.items() if name != "dropout"}
     ranges.check_fields(CONDITIONERS[entry["kind"]], fields, f"conditions.{key}")
-    # Of every kind.
+    # Options that every kind has.
     common = {name: entry[name] for name in entry.keys() - fields.keys()}
     ranges.check_section(common, f"conditions.{key}")
 
 
 def _unknown(entry):
-    """Which word of an entry is not known; None if all are."""
+    """What is unknown in an entry, its kind or an option; None if all is known."""
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in CONDITIONERS:
         return f"unknown kind {kind!r}: choose one of {', '.join(CONDITIONERS)}"
@@ -294,28 +295,28 @@ def _unknown(entry):
 
 
 def _options_of(kind):
-    """What entries of a kind may say beside their kind."""
+    """Options that entries of a kind may have."""
     fields = [field.name for field in dataclasses.fields(CONDITIONERS[kind])]
     known = ["dropout", *(name for name in fields if name not in ("parent", "name"))]
     return known + ["weights"] * hasattr(CONDITIONERS[kind], "tower")
 
 
 def _plain(name, value):
-    """A value as modules take it: lists, which JSON has, cannot be hashed."""
+    """Converts a value for modules: lists, which come from JSON, are not hashable."""
     value = tuple(value) if isinstance(value, list) else value
     return ranges.dtype_name(value) if name == "dtype" else value
 
 
 def entry_identity(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what the weights of a condition mean beyond what shapes show.
+    """Returns the settings that a condition's weights depend on beyond their shapes.
 
     Args:
-      entry: Entry of the config section `conditions`, also one that leaves options to
-        the data set.
+      entry: Entry of the config section `conditions`; options that come from the data
+        set may be missing.
 
     Returns:
-      JSON-like dict of its kind and its options that have a default; shapes show the
-      others.
+      JSON-like dict of its kind and of its options with a default; the others show in
+      shapes.
     """
     fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
     options = {
@@ -327,7 +328,7 @@ def entry_identity(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with an entry and how to mend it; None if nothing is."""
+    """What is wrong with an entry and how to fix it; None if it is valid."""
     kind, dropout = entry.get("kind"), entry.get("dropout", 0.0)
     fields = {f.name: f for f in dataclasses.fields(CONDITIONERS[kind])}
     fields = {k: f for k, f in fields.items() if k not in ("parent", "name")}
@@ -353,10 +354,10 @@ def _make(entry, **kwargs):
 
 
 def _join(slot: str, filled: Mapping[str, Num[Array, "..."]]) -> Num[Array, "..."]:
-    """Joins what fills one slot, batch key -> array, to one array.
+    """Joins the arrays of one slot, batch key -> array, to one array.
 
-    Tokens end to end, maps side by side, vectors as their sum. A map of one pixel,
-    which is the same everywhere, grows to the size of others.
+    Tokens and channels of maps are concatenated, vectors are summed. A map of one pixel
+    is broadcast to the size of the others.
     """
     arrays = list(filled.values())
     if slot == "concat":
@@ -388,7 +389,7 @@ def _where(drop, null, inputs):
     return jax.tree.map(choose, null, inputs)
 
 
-# Modules that fill a slot, by the name that configs use.
+# Modules that fill a slot, by their name in configs.
 CONDITIONERS = {
     "class_label": ClassLabel,
     "text": Text,

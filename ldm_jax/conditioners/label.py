@@ -1,4 +1,4 @@
-"""Classes, whole images and arrays as they are, as a condition."""
+"""Conditioning on classes, on whole images through CLIP, and on arrays as they are."""
 
 import dataclasses
 from typing import Any
@@ -19,14 +19,14 @@ class ClassLabel(nn.Module):
 
     Attributes:
       num_classes: Number of classes K; labels are in [0, K).
-      features: Width of the embedding: that of the context, or in the slot "vector" of
-        the backbone's timestep embedding.
+      features: Width of the embedding: that of the context, or in the slot "vector"
+        that of the backbone's timestep embedding.
       slot: "context" for one token [B, 1, features], "vector" for [B, features],
-        "concat" for a map that is the same everywhere, one pixel [B, 1, 1, features].
+        "concat" for a constant map, one pixel [B, 1, 1, features].
       null_class: Whether there is a row K for "without a class", which guidance and
         dropout need.
-      ignore_label: The label of examples without a class, such as -1; it may be that of
-        a class, too, which then counts as none. None if all have one.
+      ignore_label: The label of examples without a class, such as -1; if it is the
+        label of a class, that class counts as none. None if all examples have a class.
       dtype: Type of the output.
     """
 
@@ -59,14 +59,14 @@ class ClassLabel(nn.Module):
           labels: Integers [B] in [0, K], K being the null class, or `ignore_label`.
 
         Returns:
-          [B, 1, features], or as the slot has it.
+          [B, 1, features], or the shape of the slot.
         """
         if self.ignore_label is not None:
             labels = jnp.where(labels == self.ignore_label, self.num_classes, labels)
         embedding = Embed(
             self.num_classes + self.null_class,
             self.features,
-            # PyTorch's default, which CompVis's models were trained from.
+            # PyTorch's default, with which CompVis's models were initialised.
             embedding_init=nn.initializers.normal(1.0),
             dtype=self.dtype,
             name="embed",
@@ -76,7 +76,7 @@ class ClassLabel(nn.Module):
 
     @nn.nowrap
     def null(self, labels: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """Labels of the null class.
+        """Returns labels of the null class.
 
         Args:
           labels: Integers [B].
@@ -107,18 +107,18 @@ class ClassLabel(nn.Module):
         check_classes(labels, "B", self.num_classes, self.ignore_label)
 
 
-# Slot -> axes of what fills it.
+# Slot -> axes of its array.
 AXES = {"context": "BLD", "concat": "Bhwc", "vector": "BE"}
 
 
 class Raw(nn.Module):
-    """Inputs taken as they are: embeddings of neighbours, a low-resolution image.
+    """Inputs used as they are: embeddings of neighbours, a low-resolution image.
 
     Attributes:
       slot: "context" for tokens [B, L, D], "concat" for maps of the latents' size
         [B, h, w, c], "vector" for [B, E].
       features: Width of a learned projection, for a vector that of the backbone's
-        timestep embedding; None leaves inputs as wide as they are.
+        timestep embedding; None for no projection.
       dtype: Compute type.
     """
 
@@ -147,7 +147,7 @@ class Raw(nn.Module):
 
     @nn.nowrap
     def null(self, inputs: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """Zeros.
+        """Returns zeros.
 
         Args:
           inputs: [B, ...].
@@ -171,16 +171,16 @@ class Raw(nn.Module):
 
 
 class ClipImage(ImageEncoder):
-    """Images through CLIP's image tower, frozen; fields of ImageEncoder and these.
+    """Images through CLIP's image tower, frozen; fields as in ImageEncoder, and these.
 
     Attributes:
       slot: "context" for tokens, "vector" for one embedding.
-      pooled: Whether the context is the embedding of the whole image alone, without
-        those of its patches.
-      features: Width of a learned projection behind the tower: for a context that of
-        others, for a vector that of the backbone's timestep embedding; None for no
-        projection.
-      frozen: Whether training leaves the tower as it is.
+      pooled: Whether to use only the embedding of the whole image, without those of its
+        patches.
+      features: Width of a learned projection after the tower: for a context that of
+        other conditions in the slot, for a vector that of the backbone's timestep
+        embedding; None for no projection.
+      frozen: Whether training leaves the tower unchanged.
     """
 
     slot: str = "context"
@@ -223,7 +223,7 @@ class ClipImage(ImageEncoder):
 
     @nn.nowrap
     def tower(self, name: str | None = None) -> ImageEncoder:
-        """The image tower, whose weights may come from elsewhere.
+        """Returns the image tower, whose weights can be pretrained elsewhere.
 
         Args:
           name: Parameter scope.
@@ -237,7 +237,7 @@ class ClipImage(ImageEncoder):
 
     @nn.nowrap
     def null(self, images: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """Grey images.
+        """Returns grey images.
 
         Args:
           images: [B, H, W, 3], uint8 or floats in [-1, 1].

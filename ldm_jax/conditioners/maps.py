@@ -1,4 +1,4 @@
-"""Maps larger than the latents as a condition, such as segmentations."""
+"""Conditioning on maps and images: segmentations, depth, masked images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,28 +15,27 @@ from ldm_jax.models.layers import dense
 from ldm_jax.models.operations.parameters import kernel_init, param
 from ldm_jax.models.resize import METHODS, rescale
 
-# What files of 8 bits usually hold for pixels without a class.
+# The usual value of pixels without a class in 8-bit files.
 VOID = 255
 
 
 class Spatial(nn.Module):
-    """Maps brought to the size of the latents, with fewer channels if asked.
+    """Maps rescaled to the size of the latents, optionally with fewer channels.
 
-    Channels are mapped before rescaling, which gives the same as after, as CompVis does
-    it, for less: both are linear, and weights of pixels sum to 1.
+    Channels are mapped before rescaling, which is cheaper and gives the same result as
+    after it, the order of CompVis: both are linear, and weights of pixels sum to 1.
 
     Attributes:
       num_stages: Number of rescalings.
-      method: How each rescales, a row of METHODS.
-      multiplier: New over old height and width in each.
+      method: Method of each rescaling, a row of METHODS.
+      multiplier: Ratio of new to old height and width in each rescaling.
       features: Channels of the output; None for those of the input.
-      use_bias: Whether the map of channels has a bias.
+      use_bias: Whether the channel map has a bias.
       num_classes: If given, inputs are labels, which become one channel per class.
-      ignore_label: The label of pixels without a class; it may be that of a class, too,
-        which then counts as none. None is 255 where that is no class.
-      stretch: Whether each map is stretched to [-1, 1] once it is rescaled, as Stable
-        Diffusion 2 takes depth; one that is the same everywhere, such as that of
-        `null`, becomes 0.
+      ignore_label: The label of pixels without a class; if it is the label of a class,
+        that class counts as none. None for 255, unless that is a class.
+      stretch: Whether each map is normalised to [-1, 1] after rescaling, as for depth
+        in Stable Diffusion 2; a constant map, such as that of `null`, becomes 0.
       slot: "concat".
       dtype: Compute type.
     """
@@ -69,7 +68,7 @@ class Spatial(nn.Module):
 
         Args:
           maps: Floats [B, H, W, C]; with `num_classes` integers [B, H, W], which mean
-            "without a class" where they are `ignore_label` or, as those of `null`,
+            "without a class" if they are `ignore_label` or, like those of `null`,
             outside of [0, num_classes).
 
         Returns:
@@ -90,7 +89,7 @@ class Spatial(nn.Module):
 
     @nn.nowrap
     def null(self, maps: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """Zero maps; of labels, `num_classes` everywhere, which is without a class.
+        """Returns zero maps; for labels `num_classes`, which means without a class.
 
         Args:
           maps: [B, H, W, C], or labels [B, H, W].
@@ -123,16 +122,16 @@ class Spatial(nn.Module):
 
 
 def _stretched(maps):
-    """Each map from -1 to 1 over all its values."""
+    """Normalises each map to the range from -1 to 1."""
     axes = tuple(range(1, maps.ndim))
     low, high = (f(maps, axis=axes, keepdims=True) for f in (jnp.min, jnp.max))
     return (2 * maps - low - high) / jnp.where(high > low, high - low, 1)
 
 
 class ChannelsOfLabels(nn.Module):
-    """One channel per class, mapped to fewer: rows of the map instead of a product.
+    """Dense layer on one-hot labels, as a lookup of kernel rows instead of a product.
 
-    The product would hold the channels of all classes at the size of the maps. The
+    The product would need the channels of all classes at the size of the maps. The
     parameters are those of `layers.dense`.
 
     Attributes:
@@ -151,7 +150,7 @@ class ChannelsOfLabels(nn.Module):
     def __call__(
         self, labels: Integer[Array, "batch height width"]
     ) -> Float[Array, "batch height width {self.features}"]:
-        """Looks labels up.
+        """Looks up the kernel rows of labels.
 
         Args:
           labels: Integers [B, H, W]; those outside of [0, num_classes) mean "without a
@@ -173,13 +172,13 @@ class ChannelsOfLabels(nn.Module):
 
 
 class Encoded(nn.Module):
-    """Latents of an image beside the noisy latents.
+    """Latents of an image, concatenated to the noisy latents.
 
     Attributes:
       slot: "concat".
       dtype: Type of the output.
-      scale: Factor of the latents, which have unit variance; 1 / scaling_factor gives
-        them as the first stage makes them, as InstructPix2Pix takes them.
+      scale: Factor on the latents, which have unit variance; 1 / scaling_factor gives
+        the unscaled latents of the first stage, as InstructPix2Pix uses.
     """
 
     slot: str = "concat"
@@ -191,10 +190,10 @@ class Encoded(nn.Module):
     def __call__(
         self, latents: Num[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Gives the latents in the type of the output.
+        """Casts the latents to the type of the output.
 
         Args:
-          latents: [B, h, w, c], as `encode` gives them.
+          latents: [B, h, w, c], from `encode`.
 
         Returns:
           [B, h, w, c].
@@ -222,10 +221,10 @@ class Encoded(nn.Module):
     def null(
         self, latents: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Zeros, the mean of latents.
+        """Returns zeros, the mean of latents.
 
         Args:
-          latents: [B, h, w, c], as `encode` gives them.
+          latents: [B, h, w, c], from `encode`.
 
         Returns:
           [B, h, w, c].
@@ -246,15 +245,15 @@ class Encoded(nn.Module):
 
 
 class MaskedLatents(Encoded):
-    """An image and the mask of where it is to be filled; fields of Encoded and these.
+    """An image and the mask of the part to inpaint; fields as in Encoded, and these.
 
     Rombach et al. 2022, Sec. 4.5. The defaults are those of CompVis's inpainting model;
-    Stable Diffusion's takes mask_first=True and signed_mask=False.
+    Stable Diffusion's has mask_first=True and signed_mask=False.
 
     Attributes:
-      mask_first: Whether the mask comes before the latents, not behind them.
-      signed_mask: Whether the mask is 1 where the image is to be filled and -1
-        elsewhere, not 1 and 0.
+      mask_first: Whether the mask comes before the latents instead of after.
+      signed_mask: Whether the mask is 1 where the image is to be inpainted and -1
+        elsewhere, instead of 1 and 0.
     """
 
     mask_first: bool = False
@@ -269,13 +268,13 @@ class MaskedLatents(Encoded):
         """Encodes the inputs of a batch.
 
         Args:
-          inputs: Floats [B, H, W, C + 1]: the image in [-1, 1], painted over where it
-            is to be filled, and the mask, 1 there and 0 elsewhere.
+          inputs: Floats [B, H, W, C + 1]: the image in [-1, 1], blanked where it is to
+            be inpainted, and the mask, 1 there and 0 elsewhere.
           encode_images: Maps images [B, H, W, C] to latents of unit variance.
 
         Returns:
-          [B, h, w, c + 1]: the latents, and the mask at the pixels where PyTorch's
-          "nearest" reads it.
+          [B, h, w, c + 1]: the latents, and the mask, downsampled like PyTorch's
+          "nearest".
         """
         latents = self.scale * encode_images(inputs[..., :-1])
         factor = latents.shape[1] / inputs.shape[1]
@@ -289,10 +288,10 @@ class MaskedLatents(Encoded):
     def null(
         self, encoded: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Zeros, and a mask that is 1 everywhere.
+        """Returns zeros, and a mask that is 1 everywhere.
 
         Args:
-          encoded: [B, h, w, c + 1], as `encode` gives it.
+          encoded: [B, h, w, c + 1], from `encode`.
 
         Returns:
           [B, h, w, c + 1].
@@ -308,8 +307,8 @@ class MaskedLatents(Encoded):
           inputs: Array or nested lists.
 
         Raises:
-          ValueError: If they are not finite floats [B, H, W, C + 1], the last channel,
-            the mask, 0 or 1.
+          ValueError: If they are not finite floats [B, H, W, C + 1], or the last
+            channel, the mask, is not 0 or 1.
         """
         check_floats(inputs, 4, "masked images")
         inputs = np.asarray(inputs)

@@ -14,12 +14,12 @@ from ldm_jax.models.layers import dense, timestep_embedding
 class SizeAndCrop(nn.Module):
     """Embeds sizes and crops (Podell et al. 2023, Sec. 2.2).
 
-    Each number has a sinusoidal embedding, and all together go through two layers. An
-    image that was small and enlarged, or of which a crop shows a part, so is not taken
-    for what a whole and sharp one looks like.
+    Each number has a sinusoidal embedding, and two layers are applied to all of them
+    together. So the model does not learn to generate blurred or cropped images from
+    those that were enlarged or cropped.
 
     Attributes:
-      features: Width of the embedding, that of the backbone's timestep embedding.
+      features: Width of the output, that of the backbone's timestep embedding.
       width: Width of the embedding of each number.
       slot: "vector".
       dtype: Type of the output.
@@ -53,7 +53,7 @@ class SizeAndCrop(nn.Module):
 
     @nn.nowrap
     def null(self, numbers: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """Zeros; guidance by another condition alone leaves the numbers as they are.
+        """Returns zeros; guidance only by other conditions keeps the numbers.
 
         Args:
           numbers: [B, n].
@@ -65,7 +65,7 @@ class SizeAndCrop(nn.Module):
 
     @nn.nowrap
     def check(self, numbers: ArrayLike) -> None:
-        """Checks numbers on the host.
+        """Checks the numbers on the host.
 
         Args:
           numbers: Array or nested lists.

@@ -1,4 +1,4 @@
-"""Token ids as a condition: captions and layouts."""
+"""Conditioning on token ids: captions and layouts."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from ldm_jax.models.text_encoder import TextEncoder
 
 
 class States(NamedTuple):
-    """What a frozen tower made of captions before, in place of their token ids.
+    """Stored outputs of a frozen text tower, instead of the captions' token ids.
 
     Attributes:
-      values: [B, L, D].
-      null: What it makes of the empty caption, [B, L, D].
+      values: Its outputs for the captions, [B, L, D].
+      null: Its output for the empty caption, [B, L, D].
     """
 
     values: Any
@@ -25,7 +25,7 @@ class States(NamedTuple):
 
 
 class Tokens(TextEncoder):
-    """What the conditioners of this file share; the fields of TextEncoder and `slot`.
+    """Base class of this file's conditioners; fields as in TextEncoder, and `slot`.
 
     Attributes:
       slot: "context".
@@ -64,15 +64,15 @@ class Tokens(TextEncoder):
 
 
 class Text(Tokens):
-    """Captions through a transformer; the fields of Tokens and these.
+    """Captions through a transformer; fields as in Tokens, and these.
 
     The paper trains one from scratch, together with the denoiser, on the ids of BERT's
     tokenizer (App. E.2.1): `bert-base-uncased`, vocab_size 30522, 77 tokens.
 
     Attributes:
-      null_ids: First ids of the empty caption; the last one fills the rest. The default
-        is that of `bert-base-uncased`.
-      frozen: Whether training leaves the parameters as they are.
+      null_ids: First ids of the empty caption; the last one is repeated. The default is
+        for `bert-base-uncased`.
+      frozen: Whether training leaves the parameters unchanged.
     """
 
     null_ids: Sequence[int] = (101, 102, 0)
@@ -80,16 +80,16 @@ class Text(Tokens):
 
     from_input = ("vocab_size", "max_length", "null_ids")
     input_kind = "caption"
-    tower_name = ""  # The conditioner is its tower.
+    tower_name = ""  # The conditioner itself is the tower.
 
     def __call__(
         self,
         ids: Int[Array, "batch length"] | Num[Array, "batch length width"] | States,
     ) -> Float[Array, "batch length {self.features}"]:
-        """Encodes tokens, or passes on what the tower made of them before.
+        """Encodes tokens, or returns stored outputs of the tower.
 
         Args:
-          ids: Integers [B, L]; or `States`, or the values of some, which need no
+          ids: Integers [B, L]; or `States`, or only the values of States, which need no
             parameters.
 
         Returns:
@@ -103,13 +103,13 @@ class Text(Tokens):
 
     @nn.nowrap
     def check(self, ids: ArrayLike) -> None:
-        """Checks token ids, or states, on the host.
+        """Checks token ids, or stored outputs of the tower, on the host.
 
         Args:
           ids: Array or nested lists.
 
         Raises:
-          ValueError: If they are neither token ids, see Tokens, nor states of the
+          ValueError: If they are neither token ids, see Tokens, nor outputs of the
             tower, [B, L, features].
         """
         if np.ndim(ids) != 3:
@@ -133,7 +133,7 @@ class Text(Tokens):
 
     @nn.nowrap
     def tower(self) -> TextEncoder:
-        """The transformer, whose weights may come from elsewhere.
+        """Returns the transformer, whose weights can be pretrained elsewhere.
 
         Returns:
           This module.
@@ -145,16 +145,17 @@ class Text(Tokens):
         self,
         ids: Int[Array, "batch length"] | Num[Array, "batch length width"] | States,
     ) -> Int[Array, "batch length"] | States:
-        """The empty caption.
+        """Returns the empty caption.
 
         Args:
-          ids: Integers [B, L], or States; states alone, [B, L, D], are refused.
+          ids: Integers [B, L], or States; only the values of States, [B, L, D], are not
+            enough.
 
         Returns:
-          Integers [B, L], as `ids` in type; of States their null.
+          Integers [B, L] in the type of `ids`; for States their null.
 
         Raises:
-          ValueError: If these are states without those of the empty caption.
+          ValueError: If `ids` are the values of States, without their null.
         """
         if isinstance(ids, States):
             return States(ids.null, ids.null)
@@ -168,8 +169,8 @@ class Text(Tokens):
 class ClipText(Text):
     """Captions through CLIP's text tower, frozen; fields as in Text.
 
-    The defaults are the ViT-L/14 of Stable Diffusion 1. Stable Diffusion 2 takes
-    OpenCLIP's ViT-H/14 up to the last but one of its 24 layers: features=1024,
+    The defaults are the ViT-L/14 of Stable Diffusion 1. Stable Diffusion 2 uses
+    OpenCLIP's ViT-H/14 up to the penultimate of its 24 layers: features=1024,
     num_layers=23, num_heads=16, activation="gelu", null_ids=(49406, 49407, 0).
     """
 
@@ -187,9 +188,9 @@ class ClipText(Text):
 class LayoutTokens(Tokens):
     """Boxes as tokens through a transformer; fields as in Tokens.
 
-    The paper writes a layout as up to 30 objects of three tokens, the class and two
+    The paper encodes a layout as up to 30 objects of three tokens, the class and two
     corners on a grid, and two tokens for the crop (Table 17). The last id of the
-    vocabulary fills the places of absent objects; the null is a layout of nothing else.
+    vocabulary pads absent objects; the null layout consists only of it.
     """
 
     max_length: int = 92
@@ -198,12 +199,12 @@ class LayoutTokens(Tokens):
 
     @nn.nowrap
     def null(self, ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
-        """The layout without objects.
+        """Returns the layout without objects.
 
         Args:
           ids: Integers [B, L].
 
         Returns:
-          Integers [B, L], as `ids` in type.
+          Integers [B, L] in the type of `ids`.
         """
         return jnp.full_like(ids, self.vocab_size - 1)

@@ -1,16 +1,16 @@
-"""Images and latents larger than memory or training, in overlapping tiles.
+"""Overlapping tiles, for images and latents larger than memory or training sizes.
 
-`host.py` applies a first stage on the host, for images of any size through one compiled
-program. `program.py` cuts within a compiled program, where the sampling loop is: it
-wraps a function of the whole into one of the same arguments. `cuts.py` is what both
-share.
+`host.py` loops over tiles on the host, for images of any size with one compiled
+program. `program.py` works within a compiled program, such as the sampling loop: it
+wraps a function so that it works in tiles, with the same arguments. `cuts.py` is used
+by both.
 
-Where tiles overlap, the outer quarter of the overlap is context only, which keeps the
-padding of the convolutions out of the result, and over its middle half one tile fades
-into the next. So a network that looks no further than that quarter gives what it gives
-on the whole. The published networks look further: their group norms take statistics,
-and their attention reaches, over one tile instead of the whole. Tiles then differ a
-little, in colour and contrast if they are images, and the fade spreads the difference.
+Where tiles overlap, the outer quarter of the overlap is only context, which keeps the
+convolutions' padding out of the result, and tiles are blended over its middle half. So
+a network whose receptive field is within that quarter gives the same result as on the
+whole. That of the published networks is larger: their group norms and attention cover
+one tile instead of the whole. Tiles then differ a little, in colour and contrast if
+they are images, and blending smooths the difference.
 """
 
 from ldm_jax.tiling.host import decode_tiled, encode_tiled, one_behind

@@ -1,4 +1,4 @@
-"""Where tiles lie along an axis, and how much each of their cells weighs."""
+"""Positions of tiles along an axis, and the blending weights of their cells."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from ldm_jax.annotations import Float
 
 
 class Cut(NamedTuple):
-    """An axis in tiles, all of one length; the last one ends with the axis.
+    """An axis cut into tiles of equal length; the last one ends with the axis.
 
     Attributes:
       starts: First cell of every tile.
-      tile: Cells of a tile.
-      overlap: Cells that neighbours share at least.
+      tile: Cells per tile.
+      overlap: Minimum number of cells that neighbours share.
       length: Cells of the axis.
     """
 
@@ -24,14 +24,14 @@ class Cut(NamedTuple):
 
 
 def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> Cut:
-    """Cuts an axis.
+    """Cuts an axis into tiles.
 
     Args:
       length: Cells of the axis.
-      tile: Cells of a tile; an axis that is no longer is not cut.
-      overlap: Cells that neighbours share at least, from 0 to half a tile.
-      multiple: What a tile must be a multiple of. So a shorter axis that is not a
-        multiple of it is cut after all.
+      tile: Cells per tile; an axis that is no longer than a tile is not cut.
+      overlap: Minimum number of cells that neighbours share, from 0 to half a tile.
+      multiple: Tiles are multiples of this, so a shorter axis is cut after all if it is
+        not a multiple of it.
 
     Returns:
       A Cut.
@@ -44,11 +44,11 @@ def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> Cut:
 
 
 def spans(cut: Cut, zoom: int = 1) -> list[slice]:
-    """Slices of the tiles along the axis.
+    """Returns the slices of the tiles along the axis.
 
     Args:
       cut: A Cut.
-      zoom: How long a cell of the cut is.
+      zoom: Length of a cell of the cut.
 
     Returns:
       A slice for each tile.
@@ -57,17 +57,17 @@ def spans(cut: Cut, zoom: int = 1) -> list[slice]:
 
 
 def weights(cut: Cut, zoom: int = 1) -> list[Float[np.ndarray, " cells"]]:
-    """Weights of each tile's cells; over all tiles they sum to one.
+    """Returns blending weights of each tile's cells; over all tiles they sum to one.
 
     Args:
       cut: A Cut.
-      zoom: How long a cell of the cut is.
+      zoom: Length of a cell of the cut.
 
     Returns:
       For each tile, float32 [tile * zoom].
     """
     overlap, length = cut.overlap * zoom, cut.length * zoom
-    # 0 over the first quarter of the overlap, 1 over the last, a line between them.
+    # 0 over the first quarter of the overlap, 1 over the last, linear in between.
     ramp = (np.arange(overlap) + 0.5 - overlap / 4) / max(overlap / 2, 1)
     ramp = np.clip(ramp, 0, 1)
     rows, total = [], np.zeros(length)
@@ -83,7 +83,7 @@ def weights(cut: Cut, zoom: int = 1) -> list[Float[np.ndarray, " cells"]]:
 
 
 def check_tile(factor: int, tile: int, overlap: int) -> None:
-    """Checks that tiles suit a first stage.
+    """Checks that tiles are valid for a first stage.
 
     Args:
       factor: Its downsampling factor.
@@ -107,7 +107,7 @@ def check_tile(factor: int, tile: int, overlap: int) -> None:
 
 
 def check_image(images: Any, factor: int) -> None:
-    """Checks that images consist of whole latents.
+    """Checks that the size of images is a multiple of the downsampling factor.
 
     Args:
       images: Array [B, H, W, C].

@@ -6,8 +6,8 @@
     latents = encode_tiled(lambda tile: encode(frozen, tile), images, factor)
     images = decode_tiled(lambda tile: decode(frozen, tile), latents, factor)
 
-Arrays stay on the host, one tile at a time is on the device, and all tiles have one
-shape, so one program serves all.
+Arrays stay on the host, only one tile at a time is on the device, and all tiles have
+the same shape, so one compiled program serves all.
 """
 
 import itertools
@@ -33,14 +33,14 @@ def encode_tiled(
     """Encodes images tile by tile.
 
     Args:
-      encode: Function of images [B, t, t', C] -> latents [B, t / f, t' / f, c], of one
-        or few shapes; compile it.
-      images: NumPy array [B, H, W, C] of what `encode` takes; H and W multiples of f.
+      encode: Function of images [B, t, t', C] -> latents [B, t / f, t' / f, c]; it gets
+        one or few shapes, so compile it.
+      images: NumPy array [B, H, W, C] for `encode`; H and W multiples of f.
       factor: Downsampling factor f of the first stage.
-      tile: Side of a tile in pixels, a multiple of f. An image that is no longer than
-        that along an axis is not cut along it.
-      overlap: Pixels that neighbours share at least, a multiple of f, at most half a
-        tile. The last tile ends with the image and may share more.
+      tile: Side of a tile in pixels, a multiple of f. An axis of the image that is no
+        longer is not cut.
+      overlap: Minimum number of pixels that neighbours share, a multiple of f, at most
+        half a tile. The last tile ends with the image and may share more.
 
     Returns:
       NumPy float32 [B, H / f, W / f, c].
@@ -64,8 +64,8 @@ def decode_tiled(
     """Decodes latents tile by tile.
 
     Args:
-      decode: Function of latents [B, t, t', c] -> images [B, f t, f t', C], of one or
-        few shapes; compile it.
+      decode: Function of latents [B, t, t', c] -> images [B, f t, f t', C]; it gets one
+        or few shapes, so compile it.
       latents: NumPy array [B, h, w, c].
       factor: Downsampling factor f of the first stage.
       tile: Side of a tile in pixels of the image, see `encode_tiled`.
@@ -82,7 +82,7 @@ def decode_tiled(
 
 
 def _apply_tiled(function, array, size, factor, tile, overlap, zooms):
-    """Applies a function to tiles and blends what it gives.
+    """Applies a function to tiles and blends the results.
 
     Args:
       function: (part of the array) -> array of the same size times zooms[1] / zooms[0].
@@ -116,10 +116,10 @@ def _apply_tiled(function, array, size, factor, tile, overlap, zooms):
 
 
 def one_behind(results: Iterable[_Result]) -> Iterator[_Result]:
-    """Yields results one step late: reading one, the device is at work on the next.
+    """Yields results one step late, so that the device already computes the next one.
 
     Args:
-      results: What is computed one by one, without waiting for it.
+      results: Results that are computed asynchronously, one by one.
 
     Yields:
       The same results in order.

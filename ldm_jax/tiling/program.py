@@ -1,4 +1,4 @@
-"""Tiles within a compiled program: a backbone and a first stage for larger sizes."""
+"""Tiling within a compiled program, of a backbone or a first stage."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,16 @@ def tile_first_stage(
     tile: int,
     overlap: int | None = None,
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Makes a first stage work tile by tile.
+    """Wraps a first stage to work in tiles.
 
     Args:
       encode: Function of images [B, H, W, C] -> latents [B, H / f, W / f, c].
       decode: Function of latents [B, h, w, c] -> images [B, f h, f w, C].
       factor: Downsampling factor f of the first stage.
-      tile: Side of a tile in pixels, a multiple of f. An image that is no longer than
-        that along an axis is not cut along it.
-      overlap: Pixels that neighbours share at least, a multiple of f, at most half a
-        tile; a quarter by default.
+      tile: Side of a tile in pixels, a multiple of f. An axis of the image that is no
+        longer is not cut.
+      overlap: Minimum number of pixels that neighbours share, a multiple of f, at most
+        half a tile; a quarter by default.
 
     Returns:
       (encode, decode) of the same arguments.
@@ -50,24 +50,24 @@ def tile_first_stage(
 def tile_backbone(
     backbone: Callable[..., Any], tile: int, multiple: int = 1, at_once: int = 4
 ) -> Callable[..., Any]:
-    """Makes a backbone evaluate latents in tiles, for sizes that it was not trained on.
+    """Wraps a backbone to work in tiles, for sizes that it was not trained on.
 
-    Neighbours share half a tile, as in CompVis's convolutional sampling. Maps are
-    cut together with the latents; tokens and vectors go to every tile.
+    Neighbours share half a tile, as in CompVis's convolutional sampling. Maps are cut
+    together with the latents; every tile gets all tokens and vectors.
 
     Args:
       backbone: Function (latents, timesteps, context, concat, vector) -> [B, h, w, c].
-      tile: Side of a tile in latents, best the size that it was trained on.
-      multiple: What the sides of a tile must be multiples of, the `size_multiple` of
-        the backbone.
-      at_once: Most tiles of an example in one evaluation, which bounds the memory.
+      tile: Side of a tile in latents, ideally the size of training.
+      multiple: Sides of tiles must be multiples of this, the `size_multiple` of the
+        backbone.
+      at_once: Maximum number of tiles of an example per evaluation, to bound memory.
 
     Returns:
-      Function of the same arguments, for latents of any height and width from
-      `multiple` on. Latents as large as a tile are not cut.
+      Function of the same arguments, for latents of any height and width of at least
+      `multiple`. Latents as large as a tile are not cut.
 
     Raises:
-      ValueError: If the backbone does not take such tiles.
+      ValueError: If `tile` is not a positive multiple of `multiple`.
     """
     if tile < 1 or tile % multiple:
         raise ValueError(
@@ -77,9 +77,9 @@ def tile_backbone(
         )
 
     def tiled(latents, timesteps, context=None, concat=None, vector=None):
-        """The backbone on overlapping tiles of latents [B, h, w, c]; the same shape."""
+        """Applies the backbone to overlapping tiles of latents [B, h, w, c]."""
         if concat is not None:
-            # What is the same everywhere may come as a map of one cell.
+            # A constant map may have only one cell.
             shape = (*latents.shape[:3], concat.shape[-1])
             concat = jnp.broadcast_to(concat, shape)
 
@@ -107,22 +107,22 @@ def map_tiles(
     multiple: int = 1,
     at_once: int = 1,
 ) -> Any:
-    """Applies a function to tiles and blends what it gives.
+    """Applies a function to tiles and blends the results.
 
     Args:
       function: Function of a pytree like `arrays`, tiles [B N, t, t', c] -> array
-        [B N, ...]. The N tiles of an example lie side by side on the batch axis, so
-        that a sharded batch stays on its devices.
+        [B N, ...]. The N tiles of an example are adjacent on the batch axis, so that a
+        sharded batch stays on its devices.
       arrays: Pytree of arrays [B, height, width, c].
       tile: Side of a tile in cells.
-      overlap: Cells that neighbours share at least.
+      overlap: Minimum number of cells that neighbours share.
       zooms: Side of a cell in the arrays and in the result.
       multiple: See `cut_axis`.
-      at_once: Most tiles of an example in one call.
+      at_once: Maximum number of tiles of an example per call.
 
     Returns:
-      float32 [B, height, width, c'] times zooms[1] / zooms[0]. If one tile is enough,
-      what `function` gives for the whole.
+      float32 [B, height, width, c'], with height and width times zooms[1] / zooms[0].
+      If one tile is enough, the result of `function` on the whole.
     """
     zoom_in, zoom_out = zooms
     batch, *size = jax.tree.leaves(arrays)[0].shape[:3]
@@ -137,7 +137,7 @@ def map_tiles(
     def split(array):
         down, across = (spans(cut, zoom_in) for cut in cuts)
         tiles = [array[:, i, j] for i in down for j in across]
-        # The last call is filled up with copies, left out below.
+        # The last call is padded with copies, which are removed below.
         tiles += tiles[-1:] * (calls * per_call - count)
         tiles = jnp.stack(tiles).reshape(calls, per_call, *tiles[0].shape)
         return tiles.swapaxes(1, 2).reshape(calls, -1, *tiles.shape[3:])
@@ -151,7 +151,7 @@ def map_tiles(
 
 
 def _blend(parts, cut, zoom, axis):
-    """Sums weighted tiles [B, t, t', c] that lie along an axis."""
+    """Sums weighted tiles [B, t, t', c] along an axis."""
     result = 0
     for part, span, row in zip(
         parts, spans(cut, zoom), weights(cut, zoom), strict=True
