@@ -133,7 +133,7 @@ def _blur(image, factor, strength, rng):
 
 
 def _shrink(image, factor, strength, rng):
-    """The first downsampling: to a random size, or a blur and every n-th pixel."""
+    """The first downsampling: to a random size, or blur and every `factor`-th pixel."""
     if rng.random() < strength.resize_fraction:
         scale = rng.uniform(1, 2 * factor)
         height, width = (max(1, int(n / scale)) for n in image.shape[:2])

@@ -179,7 +179,7 @@ def load_tokenizer(
 
 
 def _hub_failure():
-    """Why the hub is unreachable, be it by HF_HUB_OFFLINE; None if it is reachable."""
+    """Why the hub is unreachable, including HF_HUB_OFFLINE; None if it is reachable."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

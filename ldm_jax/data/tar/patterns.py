@@ -1,4 +1,4 @@
-"""Finds files by a pattern like `glob`, which ignores folders that it cannot list."""
+"""Finds files by a pattern, like `glob`, but raises if a folder cannot be listed."""
 
 import fnmatch
 import glob

@@ -25,7 +25,7 @@ JSON, CLASS = "json", "cls"
 _MOST_DIGITS = 18
 
 # The largest label; and the number from which on a label is an outlier if there are
-# less than a thousandth as many distinct ones: it would set the size of the model's
+# fewer than a thousandth as many distinct ones: it would set the size of the model's
 # class embedding.
 _MOST_LABEL, _FAR, _SPREAD = np.iinfo(np.int32).max, 10**6, 1000
 
