@@ -92,7 +92,7 @@ def run(
         if parts:
             _draw(todo, parts, count, stack)
         else:
-            _claim(todo, stack)
+            _claim(todo, stack, begun=count > 0)
             print(f"all of {count} samples are there already")
         peers.gather("all samples are written")
         if jax.process_index() == 0:
@@ -111,10 +111,10 @@ class _Run(NamedTuple):
     record: Mapping[str, Any]
 
 
-def _claim(run, stack):
+def _claim(run, stack, begun):
     """Locks the folder, and records the settings or compares them with those there."""
     stack.enter_context(hold_outdir(run.outdir, run.run_options.take_outdir))
-    settings.claim(run.outdir, run.record, follows=(PIXELS,))
+    settings.claim(run.outdir, run.record, (PIXELS,), begun)
 
 
 def _compare_processes(asked):
@@ -159,7 +159,7 @@ def _draw(run, parts, total, stack):
     first = next(sampler.batches(job, parts[0], size))
     compiled = sampler.lower(job, first[1])
     # Only now, so that errors before leave no folder behind.
-    _claim(run, stack)
+    _claim(run, stack, begun=missing < total)
     if missing < total:
         print(f"{total - missing} of {total} samples are there already")
     compiled()

@@ -18,7 +18,10 @@ SETTINGS = "settings.json"
 
 
 def claim(
-    outdir: Place, settings: Mapping[str, Any], follows: Collection[str] = ()
+    outdir: Place,
+    settings: Mapping[str, Any],
+    follows: Collection[str] = (),
+    begun: bool = False,
 ) -> None:
     """Records the settings in a folder, or compares them with those recorded there.
 
@@ -27,9 +30,10 @@ def claim(
       settings: Dict for JSON.
       follows: Keys that follow from the others, and that older versions did not
         record: they are added if missing.
+      begun: Whether the folder holds samples.
 
     Raises:
-      ConfigError: If the folder holds samples of other settings.
+      ConfigError: If the folder holds samples of other settings, or of unknown ones.
       Unreachable: If the storage does not respond.
     """
     path = outdir / SETTINGS
@@ -47,6 +51,11 @@ def claim(
             )
         if not added:
             return
+    elif begun:
+        raise ConfigError(
+            f"{outdir} holds samples, but no {SETTINGS}, which says of which settings "
+            "they are: use another --outdir, or take them away"
+        )
     write_json(path, settings)
 
 

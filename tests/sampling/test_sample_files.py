@@ -121,6 +121,17 @@ def test_a_killed_run_ends_in_the_same_bytes(form, whole, sampler, tmp_path, cap
         run(sampler, tmp_path, output=form, **OPTIONS | {"num_samples": 8})
 
 
+def test_samples_of_unknown_settings_are_not_taken_for_these(sampler, tmp_path):
+    run(sampler, tmp_path, output="npz", **OPTIONS)
+    (tmp_path / "settings.json").unlink()
+    path = tmp_path / "samples" / "000000-000002.npz"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="holds samples, but no settings.json"):
+            run(sampler, tmp_path, output="npz", **OPTIONS)
+        # Whether all of them are there or some.
+        path.unlink(missing_ok=True)
+
+
 def test_a_folder_takes_one_command_at_a_time(whole, sampler, tmp_path):
     with hold(tmp_path):
         with pytest.raises(WorkdirInUse, match="is in use by process"):
