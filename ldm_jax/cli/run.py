@@ -1,5 +1,6 @@
 """Runs a command: parses flags, starts JAX and reports errors in one line."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -38,8 +39,8 @@ def run(
       arguments: Positional arguments, for `--help`, e.g. "SOURCE TARGET".
       uses_jax: Whether to start JAX first, and to define the flags of clusters.
       lower: What to lower when memory runs out, for the message.
-      stops_together: Whether processes of a job agree on a step to stop at; otherwise
-        the one that is asked to stop exits at once, and then the others.
+      stops_together: Whether processes of a job that is asked to stop agree on a step;
+        otherwise all exit at once.
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
@@ -61,8 +62,7 @@ def _run(main, uses_jax, lower, stops_together, argv):
         if uses_jax:
             start_jax()
             if peers.several() and not stops_together:
-                # JAX catches it in a job, and leaves it to the loop of a run to look.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                _end_when_asked()
         main(argv)
         # Flushed here so that a full disk is still reported in one line.
         sys.stdout.flush()
@@ -78,6 +78,29 @@ def _run(main, uses_jax, lower, stops_together, argv):
             traceback.print_exc()
         failure = explain(error, lower)
         _leave(f"error: {failure.line}", failure.exit_code)
+
+
+def _end_when_asked():
+    """Makes SIGTERM end all processes of a job, whatever they are waiting for.
+
+    In a job JAX catches the signal, and leaves it to the training loop to look. The
+    system's default action would not do: the first process of a container ignores it.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def wait():
+        while signal.SIGTERM not in os.read(read, 1):
+            pass
+        line = "asked to stop: the same command goes on from what is written"
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+        peers.fail(line, 128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    # A Python handler runs only after a collective has returned; the byte comes at once.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(write)
 
 
 def _parse(doc, arguments, argv):

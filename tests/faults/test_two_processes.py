@@ -38,10 +38,12 @@ def main(argv):
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "asked":
+            # Also where it waits in a collective, in which nothing of Python's runs.
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
         if fault == "hang":
             time.sleep(1000)
+    if fault == "asked":
+        time.sleep(1000 * (jax.process_index() != victim))
     multihost_utils.sync_global_devices("end")
 
 from ldm_jax import cli
@@ -162,9 +164,10 @@ def test_asked_to_stop_a_command_that_saves_nothing_ends(tmp_path):
     """JAX catches SIGTERM in a job, for a run that agrees on a step: no other looks."""
     start = time.monotonic()
     statuses, lines = _run(tmp_path, "asked")
-    assert statuses == [ProcessLost.exit_code, -signal.SIGTERM]
-    assert "process 1 of 2" in lines[0]
-    assert time.monotonic() - start < 60
+    assert statuses == [128 + signal.SIGTERM] * 2
+    assert lines[1].startswith("asked to stop: ")
+    assert "process 1 of 2" in lines[0] and lines[0].endswith(lines[1])
+    assert time.monotonic() - start < 40
 
 
 def test_a_hang_is_given_up(tmp_path):
