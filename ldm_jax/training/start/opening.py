@@ -81,6 +81,8 @@ def open_run(
     # locks the workdir, and finds the checkpoint for all processes.
     if main:
         stack.enter_context(hold(workdir, take_workdir))
+    # That may take a minute, which Orbax, where processes meet, does not give.
+    peers.gather("held")
     checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
     # Entered first, so that it is active until the last save is finished.
     stack.enter_context(peers.saving(checkpoints.wait))
