@@ -150,7 +150,7 @@ class Peers:
             _say(
                 "error: JAX has ended this process (see above), as a rule because "
                 "process 0 of the job or the way to it has gone; the same command goes "
-                "on from the newest checkpoint"
+                "on from what was saved"
             )
             self._status = ProcessLost.exit_code
         self._leave(self._status)

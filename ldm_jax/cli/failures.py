@@ -181,7 +181,7 @@ def _barrier(error):
     return (
         f"the processes of this job did not meet in time ({_first_line(error)[:160]}): "
         "one of them hangs, or has gone; see what it printed, and the same command "
-        "goes on from the newest checkpoint"
+        "goes on from what was saved"
     ), ProcessLost.exit_code
 
 
