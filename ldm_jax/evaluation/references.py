@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from ldm_jax import peers
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
 from ldm_jax.evaluation.resuming import Saved, brought_up, is_there
 from ldm_jax.evaluation.scoring import count_unreadable, measure, settings_of
@@ -120,7 +120,7 @@ def measure_reference(
 
     Raises:
       ConfigError: If the file is of other images or of other weights.
-      DataError: If images cannot be read.
+      DataError: If images cannot be read, or the file.
     """
     path = as_path(path)
     needing = taps_with_rows(measurement.metrics)
@@ -131,8 +131,7 @@ def measure_reference(
         "distances": list(measurement.metrics),
     }
     if is_there(path):
-        found = ReferenceStatistics.load(path, rows=needing)
-        return _same(found, record, path, most_rows)
+        return _same(_left(path, needing), record, path, most_rows)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
     measurement = measurement.twin(kept_of(images.count, most_rows))
@@ -149,6 +148,16 @@ def measure_reference(
     peers.gather("the reference is written")
     saved.remove()
     return reference
+
+
+def _left(path, rows):
+    """The statistics that an earlier command has left."""
+    try:
+        return ReferenceStatistics.load(path, "--outdir", rows)
+    except ConfigError as error:
+        raise DataError(
+            f"{error}; take it away, and the same command measures it anew"
+        ) from error
 
 
 def _same(found, record, path, most_rows):

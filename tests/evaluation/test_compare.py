@@ -353,6 +353,9 @@ def test_what_does_not_go_together_is_refused_before_it_is_measured(folders, tmp
         measure(one, tmp_path / "b", reference=str(statistics))
     with pytest.raises(ConfigError, match="has statistics of another reference"):
         measure(one, tmp_path / "a", reference=str(other))
+    statistics.write_bytes(statistics.read_bytes()[:-100])
+    with pytest.raises(DataError, match="^--outdir: .*reference.npz is no .*; take it"):
+        measure(large, tmp_path / "a", reference=str(large))
     (tmp_path / "few").mkdir()
     write_image(tmp_path / "few" / "0.png", picture())
     (tmp_path / "few" / "1.png").write_bytes(b"no image")
