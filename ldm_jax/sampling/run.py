@@ -33,7 +33,7 @@ from ldm_jax.sampling.program import fetch
 from ldm_jax.sampling.sample_files import OUTPUTS
 from ldm_jax.sampling.sample_pixels import PIXELS, settings_of
 from ldm_jax.sampling.sampler import Job, Sampler
-from ldm_jax.sampling.task import class_names, make_task, warn_of_turns
+from ldm_jax.sampling.task import class_names, make_task, warn_of_cut, warn_of_turns
 from ldm_jax.store import Place, as_path, exists, for_each
 from ldm_jax.trained import Trained
 
@@ -81,6 +81,7 @@ def run(
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_crops(trained, task)
     warn_of_turns(task)
+    warn_of_cut(trained, task)
     make = choose(OUTPUTS, run_options.output, "--output")
     store = make(outdir, trained, task, run_options.shard_size)
     job = Job(task, run_options.seed, options)

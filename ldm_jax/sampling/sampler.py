@@ -31,7 +31,7 @@ from ldm_jax.sampling.options import (
     parse_scale,
 )
 from ldm_jax.sampling.program import fetch, make_draw, put_weights, without_scale
-from ldm_jax.sampling.task import Task, make_task, warn_of_turns
+from ldm_jax.sampling.task import Task, make_task, warn_of_cut, warn_of_turns
 from ldm_jax.seeds import make_key
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained, load_model
@@ -137,6 +137,7 @@ class Sampler:
             longest = max(len(values.values) for values in task.values.values())
             task = task._replace(count=longest)
         warn_of_turns(task)
+        warn_of_cut(self.trained, task)
         job = Job(task, seed, options, latents)
         drawn = self.draw(job, [range(task.count)], min(batch_size, task.count))
         return np.concatenate([images for _, _, images in drawn])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from ldm_jax.console import warn_once
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import require_images
@@ -138,6 +139,27 @@ def warn_of_turns(task: Task) -> None:
             logging.warning(
                 f"{values.file}: {number} conditions for {task.count} samples{effect}"
             )
+
+
+def warn_of_cut(trained: Trained, task: Task) -> None:
+    """Names prompts of which the model takes only the beginning.
+
+    Args:
+      trained: A Trained.
+      task: A Task.
+    """
+    for name in ("caption", "negative_prompt"):
+        given = task.values.get(name)
+        texts = [] if given is None else given.values[: task.count]
+        for key, make in inputs_of(trained.inputs, "caption").items():
+            examples = ({"caption": text} for text in texts)
+            cut = [e for e in examples if make.is_truncated(e, make(e, None))]
+            if cut:
+                warn_once(
+                    f"{dashed(name)}: {len(cut)} of {len(texts)} have more tokens than "
+                    f"data.inputs.{key}.max_length, and lose their end; the first "
+                    f"begins {cut[0]['caption'][:60]!r}"
+                )
 
 
 def _record(values):

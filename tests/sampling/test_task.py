@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+from ldm_jax.console import warn_once
 from ldm_jax.data.labels import name_of_class
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.flag_values import read_flags
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
-from ldm_jax.sampling.task import make_task, warn_of_turns
+from ldm_jax.sampling.task import make_task, warn_of_cut, warn_of_turns
 from tests.sampling.common import make_trained, options_of, picture, write_image
 
 MODELS = {
@@ -254,6 +256,23 @@ def test_a_file_of_other_lines_than_samples_is_named(
     given = {"labels": ["1", "2", "3"]}
     warn_of_turns(make_task(model, given, *options_of(model, num_samples=10)))
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_prompts_that_lose_their_end_are_named(models, caplog):
+    model, long = models["text"], "a blue star " * 9
+    warn_once.cache_clear()
+    given = {"prompt": ["a star", long, long], "negative_prompt": ["a star"]}
+    options = options_of(model, num_samples=2)
+    warn_of_cut(model, make_task(model, given, *options))
+    said = f"--prompt.*: 1 of 2 have more tokens than .* begins '{long[:60]}'"
+    assert re.search(said, caplog.text) and "negative" not in caplog.text
+    caplog.clear()
+    given = {"prompt": ["a star"], "negative_prompt": [long]}
+    warn_of_cut(model, make_task(model, given, *options))
+    assert "--negative_prompt: 1 of 1 have" in caplog.text
+    caplog.clear()
+    warn_of_cut(model, make_task(model, {"prompt": ["a star"]}, *options))
+    assert not caplog.text
 
 
 def test_a_blank_line_is_an_empty_prompt(tmp_path):
