@@ -10,10 +10,11 @@ from ldm_jax.training.start.idle_keys import idle_notes
 from ldm_jax.training.start.opening import read_config
 
 
-def second_stage(loss=None, train=None, **schedule):
+def second_stage(loss=None, train=None, data=None, **schedule):
     return ConfigDict(
         dict(
             stage="diffusion",
+            data=common.data(**data or {}),
             first_stage=common.first_stage(),
             schedule=common.schedule(**schedule),
             loss=common.diffusion_loss(**loss or {}),
@@ -50,6 +51,11 @@ def first_stage(kind, **loss):
         (second_stage(train=dict(end_factor=0.1, decay="linear")), []),
         (second_stage(train=dict(start_factor=0.1)), ["train.start_factor=0.1"]),
         (second_stage(train=dict(start_factor=0.1, warmup_steps=1)), []),
+        (second_stage(data=dict(crop="random", min_crop=0.5)), []),
+        (
+            second_stage(data=dict(source="latents", crop="random", min_crop=0.5)),
+            ["data.crop=random", "data.min_crop=0.5"],
+        ),
         (first_stage("kl", kl_weight=1.0), []),
         (first_stage("kl", codebook_beta=1.0), ["loss.codebook_beta=1.0"]),
         (first_stage("vq", codebook_beta=1.0), []),

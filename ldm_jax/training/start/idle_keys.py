@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.first_stages import DEFAULT_KIND
@@ -130,4 +131,6 @@ _ROWS = (
         make_learning_rate,
     ),
     _Idle("train", ("start_factor",), "train.warmup_steps", (0,), make_learning_rate),
+    # Images were cut when they were encoded.
+    _Idle("data", ("crop", "min_crop"), "data.source", ("latents",), LoaderOptions),
 )
