@@ -123,7 +123,7 @@ class Data:
           Dict: "data/skipped", number of examples that could not be read, also held-out
           ones, and "data/shortened", number of those of which a part was left out,
           since the run was started or resumed, each counted once over all processes;
-          "data/cut", how often a truncated caption was loaded for training; for a
+          "data/cut", how often a truncated input was loaded for training; for a
           mixture also "data/images/PART", number of examples of each part in the run.
         """
         cut = np.int32(sum(self._cut.values()))

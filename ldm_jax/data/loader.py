@@ -240,8 +240,8 @@ class Loader:
     def _count_cut(self, key):
         self.cut[key] += 1
         text = (
-            f'of some examples only the beginning of "{key}" is kept, as they have '
-            "more tokens than max_length; the log counts them"
+            f'of some examples only a part of "{key}" is kept, as they have more than '
+            "max_length tokens or max_objects boxes; the log counts them"
         )
         if text not in self.said:
             self.said.add(text)

@@ -247,8 +247,8 @@ def _say(folder, header):
         print(f"of {header.shortened:,} images a part was left out")
     for key, count in sorted(header.cut.items()):
         print(
-            f'of {count:,} images only the beginning of "{key}" is kept, as they have '
-            "more tokens than max_length"
+            f'of {count:,} images only a part of "{key}" is kept, as they have more '
+            "than max_length tokens or max_objects boxes"
         )
     shape = " x ".join(map(str, header.latent_shape))
     copies = " and as many mirrored ones" if header.mirrored else ""

@@ -137,7 +137,7 @@ def test_the_loader_counts_what_is_too_long(caplog):
         next(loader), next(loader)
     loader.close()
     assert loader.cut == {"it": 16} and not loader.shortened
-    assert caplog.text.count("only the beginning") == 1
+    assert caplog.text.count("only a part") == 1
 
 
 def test_captions_in_a_folder(tmp_path):

@@ -8,7 +8,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from ldm_jax.data.inputs import INPUTS, apply_inputs, make_inputs, needed_keys
+from ldm_jax.data.inputs import (
+    INPUTS,
+    apply_inputs,
+    make_inputs,
+    needed_keys,
+    truncated_inputs,
+)
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
@@ -123,6 +129,15 @@ def test_only_image_label_and_inputs_are_passed_on():
     assert needed_keys(inputs) == ["caption"]
     text = {"caption": "a star"}
     assert list(apply_inputs(inputs, text, None)) == ["caption"]
+
+
+def test_layouts_of_too_many_boxes_are_said_to_be_cut():
+    made = make_inputs({"it": dict(kind="layout", vocab_size=100, max_objects=2)})
+    boxes = np.tile(np.float32([0, 0, 1, 1]), (4, 1))
+    for labels, cut in (([1, 2, -1, -1], []), ([1, 2, 3, -1], ["it"])):
+        layout = {"boxes": boxes, "box_labels": np.array(labels)}
+        result = apply_inputs(made, layout, np.random.default_rng(0))
+        assert truncated_inputs(made, layout, result) == cut
 
 
 def test_no_inputs():

@@ -195,7 +195,7 @@ def test_no_caption_is_dropped_for_good(first, section, tmp_path, monkeypatch, c
     # One caption is too long, and its row is repeated to fill up the last batch.
     assert source.header.cut == {"caption": 1} and source.header.shortened == 0
     said = capsys.readouterr().out
-    assert 'of 1 images only the beginning of "caption" is kept' in said
+    assert 'of 1 images only a part of "caption" is kept' in said
 
 
 def test_a_part_that_is_left_out_is_counted(first, section, tmp_path, monkeypatch):

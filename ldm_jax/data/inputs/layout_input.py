@@ -62,6 +62,9 @@ class Layout(Input):
             boxes[order], labels[order], self.vocab_size, self.max_objects
         )
 
+    def _is_truncated(self, example, value):
+        return bool(np.sum(np.asarray(example["box_labels"]) >= 0) > self.max_objects)
+
     def _place(self, modality, value):
         count = np.sum(value[1] >= 0)
         require(
