@@ -215,3 +215,12 @@ def test_an_example_without_captions_is_measured_by_the_fallback_or_named(value)
         DataError, match="caption of row 0: a caption is 3, which is no"
     ):
         OneCaption(source).caption(0)
+
+
+def test_a_table_without_captions_names_the_option(tmp_path):
+    rows = [{"image": {"bytes": b""}, "text": "a red star"}]
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    entry = dict(kind="caption", tokenizer="shapes", max_length=LENGTH)
+    section = dict(source="parquet", name=path, inputs=dict(it=entry))
+    with pytest.raises(ConfigError, match='keys of an input .*caption"; .*image, text'):
+        open_source(section, "all")

@@ -117,7 +117,8 @@ def _find_path(schema, key):
     known = MODALITIES[modality].prepared.get(key, (key,)) if modality else (key,)
     there = [path for path in known if path.split(".")[0] in schema.names]
     path = (there or known)[0]
-    kind = _type_of(schema, path)
+    option = "keys of an input of captions: " if modality == "caption" else ""
+    kind = _type_of(schema, path, option)
     if modality == "caption" and not holds_text(kind):
         raise ValueError(
             f"column {path} holds {kind}; captions are text or lists of texts"
