@@ -298,9 +298,23 @@ def _check_inputs(trained, task, k, inputs):
         trained.model.conditioner.check(
             {key: np.asarray(value)[None] for key, value in inputs.items()}
         )
+        for key, value in inputs.items():
+            _check_width(key, np.asarray(value), trained.shapes.get(key))
     except ValueError as error:
         where = _origin(trained, task, k)
         raise ConfigError(f"sample {k}{where}: {error}") from error
+
+
+def _check_width(key, value, trained_on):
+    """Checks that floats have as many channels as those of training."""
+    if trained_on is None or value.dtype.kind != "f" or not value.ndim:
+        return
+    axes = trained_on[1]
+    if len(axes) == value.ndim and axes[-1] != value.shape[-1]:
+        raise ValueError(
+            f"condition {key!r}: the last axis is {value.shape[-1]}, and the model was "
+            f"trained with {axes[-1]}"
+        )
 
 
 def _origin(trained, task, k):

@@ -1,5 +1,6 @@
 """Trained second stages, with everything that sampling needs."""
 
+import types
 from typing import Any, NamedTuple
 
 from ldm_jax import checkpoint
@@ -33,6 +34,8 @@ class Trained(NamedTuple):
       decoder: The decoder that replaces the first stage's own, as text; or None.
       classifier: TrainedClassifier for classifier guidance, or None.
       lpips: Weights of LPIPS for image guidance, or None.
+      shapes: Batch key -> [type, axes without that of the batch] of what it was trained
+        on; empty where that is not known, as of converted models.
     """
 
     model: LatentDiffusion
@@ -47,6 +50,7 @@ class Trained(NamedTuple):
     decoder: str | None = None
     classifier: Any = None
     lpips: Any = None
+    shapes: Any = types.MappingProxyType({})
 
     @property
     def pixels(self) -> Pixels:
@@ -126,6 +130,7 @@ def load_model(
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
         lpips=lpips and read_lpips(lpips, "--lpips_weights"),
+        shapes=(meta.get("data") or {}).get("shapes") or {},
     )
 
 

@@ -368,6 +368,20 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(flag, most, tmp_p
         read_flags({flag: "/dev/zero"})
 
 
+def test_features_are_as_wide_as_in_training(models, tmp_path):
+    for width in (4, 7):
+        np.save(tmp_path / f"{width}.npy", np.zeros((1, width), np.float32))
+    model = models["vector"]._replace(shapes={"embedding": ["float32", [4]]})
+    for width in (4, 7):
+        given = {"features": [str(tmp_path / f"{width}.npy")]}
+        task = make_task(model, given, *options_of(model))
+        if width == 4:
+            make_batch(model, task, 0, [0])
+            continue
+        with pytest.raises(ConfigError, match="axis is 7, and the model .* with 4"):
+            make_batch(model, task, 0, [0])
+
+
 def test_a_row_of_features_has_a_limit(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 2**24 + 1), np.uint8))
     with pytest.raises(ConfigError, match="a row has 16,777,217 bytes, and at most"):
