@@ -1,5 +1,6 @@
 """The training and held-out data of a run, as global batches on the devices."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -85,7 +86,8 @@ class Data:
     def check_examples(self, check: Callable[[Mapping[str, Any]], None]) -> None:
         """From now on skips examples whose conditions do not fit the model.
 
-        They count as examples that cannot be read.
+        They count as examples that cannot be read, and so do examples whose features
+        have another shape than those of the first example.
 
         Args:
           check: Function of a batch of one that raises a ValueError if its conditions
@@ -96,6 +98,9 @@ class Data:
         """
         self._check = check
         self.example = self._first_example()
+        shapes = {key: value.shape[1:] for key, value in self.example.items()}
+        # Workers get a copy of it.
+        self._check = functools.partial(_check_batch, check, shapes)
 
     def record(self) -> dict[str, Any]:
         """Records what data the run is trained on, for checkpoints.
@@ -317,6 +322,22 @@ class Data:
             return {key: np.asarray(value) for key, value in next(loader).items()}
         finally:
             loader.close()
+
+
+def _check_batch(check, shapes, batch):
+    """Checks a batch, and that its features have the shape of the first example's."""
+    check(batch)
+    for key, value in batch.items():
+        value = np.asarray(value)
+        # Maps, of four axes, have other sizes in buckets; their kind fixes channels.
+        is_feature = value.dtype.kind == "f" and value.ndim in (2, 3)
+        if is_feature and value.shape[1:] != shapes.get(key, value.shape[1:]):
+            ours, others = (
+                " x ".join(map(str, s)) for s in (value.shape[1:], shapes[key])
+            )
+            raise ValueError(
+                f"input {key!r} is of {ours} numbers, and that of others of {others}"
+            )
 
 
 def _left_out(source):

@@ -9,6 +9,7 @@ from configs import common
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.batches.images_in_order import source_of
+from ldm_jax.conditioners import Conditioner
 from ldm_jax.errors import ConfigError
 from tests.data.common import write_images
 
@@ -100,6 +101,26 @@ def test_previews_are_squares_where_training_is_in_buckets(tmp_path):
     shapes = {batch["image"].shape for batch in data.train_batches(0, 6)}
     assert len(shapes) > 1
     assert data.preview_batch(4)["image"].shape == (4, 32, 32, 3)
+
+
+def test_features_of_another_shape_are_skipped(tmp_path, caplog):
+    write_images(tmp_path, [f"{n}.png" for n in range(6)], (16, 16))
+    for n in range(6):
+        width = 7 if n == 5 else 4
+        np.save(tmp_path / f"{n}.emb.npy", np.zeros((3, width), np.float32))
+    section = common.data(source="folder", name=str(tmp_path), image_size=16)
+    section |= dict(inputs=dict(it=dict(kind="feature", feature="emb")))
+    section |= dict(split="all", eval_split="")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    data = Data(ConfigDict(section), seed=1, batch_size=6, mesh=mesh)
+    entries = {"it": dict(kind="raw", slot="context")}
+    data.check_examples(Conditioner(entries).check)
+    with caplog.at_level("WARNING"):
+        (batch,) = data.train_batches(0, 1)
+    assert batch["it"].shape == (6, 3, 4)
+    assert "5.png: input 'it' is of 3 x 7 numbers, and that of others of 3 x 4" in (
+        caplog.text
+    )
 
 
 def test_each_image_that_cannot_be_read_is_counted_once(tmp_path):
