@@ -98,7 +98,7 @@ def _end_when_asked():
         peers.fail(line, 128 + signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-    # A Python handler runs only after a collective has returned; the byte comes at once.
+    # A Python handler runs only once a collective has returned; the byte comes before.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.set_wakeup_fd(write)
 
