@@ -220,7 +220,7 @@ def _alone(folder, target):
 
 @contextlib.contextmanager
 def writing(
-    place: Path, kept: str = "what was written before is whole"
+    place: Path, kept: str = "what was written before is intact"
 ) -> Iterator[None]:
     """Turns write errors within the block into a DiskError of one line.
 
@@ -244,7 +244,7 @@ def writing(
         if number is None and refused and is_remote(place):
             raise DiskError(
                 f"cannot write {place}: {explain_fault(error)}; {kept}: see that the "
-                "bucket is there and may be written to, and the same command goes on"
+                "bucket is there and may be written to, and the same command continues"
             ) from error
         if number is None:
             raise
@@ -274,9 +274,9 @@ def disk_errno(error: BaseException) -> int | None:
 def _advice(number):
     """Advice on an error of a file system."""
     if number in _FULL:
-        return "make room, and the same command goes on"
+        return "make room, and the same command continues"
     if number in _FORBIDDEN:
-        return "see that it may be written to, and the same command goes on"
+        return "see that it may be written to, and the same command continues"
     return "give another place"
 
 

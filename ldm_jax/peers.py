@@ -149,8 +149,8 @@ class Peers:
         if self._status is None:
             _say(
                 "error: JAX has ended this process (see above), as a rule because "
-                "process 0 of the job or the way to it has gone; the same command goes "
-                "on from what was saved"
+                "process 0 of the job or the way to it has gone; the same command "
+                "continues from what was saved"
             )
             self._status = ProcessLost.exit_code
         self._leave(self._status)
@@ -227,7 +227,7 @@ class Peers:
             sign, seen = self._signs.setdefault(index, ([None, 0, None, ""], now))
             if now - seen > SILENT:
                 text = (
-                    f"it has given no sign of life for {SILENT:.0f} s: it was killed, "
+                    f"it has sent no heartbeat for {SILENT:.0f} s: it was killed, "
                     "as for want of memory, or its machine has gone"
                 )
                 self._report(index, text, ProcessLost.exit_code, sign[3])

@@ -116,7 +116,7 @@ def test_large_files_are_compared_block_by_block_by_several_processes(
 @pytest.mark.parametrize("item", ["params", "ema_params", "training", "meta"])
 def test_whoever_reads_an_item_compares_it(workdir, item):
     _flip_data(workdir, 13, item)
-    with pytest.raises(CheckpointError, match=f"its file {item}/.* step 12 is whole"):
+    with pytest.raises(CheckpointError, match=f"its file {item}/.* step 12 is intact"):
         _restore(workdir, 13)
     folder = workdir / "checkpoints" / "13"
     if item == "meta":
@@ -145,7 +145,7 @@ def test_the_way_back_that_is_named_works(workdir):
             _flip_data(workdir, step, "training")
         with pytest.raises(CheckpointError) as error:
             _restore(workdir, steps[0])
-        assert f"step {whole} is whole" in str(error.value)
+        assert f"step {whole} is intact" in str(error.value)
         command = re.search(r"same command again: (mkdir .*)", str(error.value))[1]
         subprocess.run(command, shell=True, check=True)
         checkpoints = Checkpoints(workdir)
@@ -156,7 +156,7 @@ def test_the_way_back_that_is_named_works(workdir):
     moved = {path.name for path in workdir.glob("damaged*/*")}
     assert moved == {"11", "12", "13"}
     _flip_data(workdir, 10, "training")
-    with pytest.raises(CheckpointError, match="no earlier checkpoint is whole"):
+    with pytest.raises(CheckpointError, match="no earlier checkpoint is intact"):
         _restore(workdir, 10)
 
 
@@ -168,7 +168,7 @@ def test_damage_is_told_whatever_an_earlier_checkpoint_is(workdir, monkeypatch, 
 
     monkeypatch.setattr(damage, "find_damage", find)
     told = str(damage.DamagedCheckpoint(workdir / "checkpoints" / "13", "cut"))
-    assert "13: cut; step 11 is whole" in told and "checkpoints/12" in told
+    assert "13: cut; step 11 is intact" in told and "checkpoints/12" in told
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_checkpoints_without_checksums_are_read(workdir):
     assert checkpoint.load_weights(workdir)[2]["step"] == 13
     # And are worth going back to.
     shutil.rmtree(workdir / "checkpoints" / "13" / "params")
-    with pytest.raises(CheckpointError, match="step 12 is whole"):
+    with pytest.raises(CheckpointError, match="step 12 is intact"):
         _restore(workdir, 13)
 
 
@@ -295,7 +295,7 @@ def test_keeping_none_is_refused(workdir, count):
 
 
 def test_a_store_refuses_whole_checkpoints_without_their_mark(tmp_path, monkeypatch):
-    """Those of older versions: they would count as half saved, and be taken away."""
+    """Those of older versions: they would count as half saved, and be removed."""
     monkeypatch.setattr("ldm_jax.checkpoint.folder.is_remote", lambda path: True)
     refuse_unmarked(tmp_path / "checkpoints")
     step = tmp_path / "checkpoints" / "10"
@@ -303,7 +303,7 @@ def test_a_store_refuses_whole_checkpoints_without_their_mark(tmp_path, monkeypa
     # Half saved, which is nobody's loss.
     refuse_unmarked(step.parent)
     (step / "checksums.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="10/commit_success.txt, and go on"):
+    with pytest.raises(CheckpointError, match="10/commit_success.txt, and continue"):
         refuse_unmarked(step.parent)
     (step / "commit_success.txt").touch()
     refuse_unmarked(step.parent)

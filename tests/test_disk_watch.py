@@ -63,13 +63,13 @@ def refuse(monkeypatch):
 def test_two_refusals_in_a_row_end_the_job(folder, refuse):
     trials = refuse(lambda trial: trial != 2)
     with pytest.raises(GivenUp) as given_up:
-        await_saved(Saving(), folder, "the checkpoint of step 30 is whole", 0.01)
+        await_saved(Saving(), folder, "the checkpoint of step 30 is intact", 0.01)
     text, status = given_up.value.args
     assert len(trials) == 4
     assert status == DiskError.exit_code
     assert text == (
         f"cannot write a checkpoint in {folder}: No space left on device; the "
-        "checkpoint of step 30 is whole: make room, and the same command goes on"
+        "checkpoint of step 30 is intact: make room, and the same command continues"
     )
 
 

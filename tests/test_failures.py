@@ -51,7 +51,7 @@ CASES = {
     "full disk of a library": (
         lambda: ValueError("UNKNOWN: cannot write\n [No space left on device]"),
         6,
-        "cannot write; what was saved before is whole",
+        "cannot write; what was saved before is intact",
     ),
     "read only": (
         lambda: OSError(errno.EROFS, "Read-only", "a/b"),
@@ -127,7 +127,7 @@ CASES = {
     "a module of the user": (
         lambda: _raised(lambda: {}["x"]),
         1,
-        r"^KeyError: 'x' \(in .*test_failures.py, line \d+\); mend it there",
+        r"^KeyError: 'x' \(in .*test_failures.py, line \d+\); fix it there",
     ),
 }
 

@@ -50,7 +50,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(write, full, tmp_path
         write(tmp_path / "x.ckpt")
     assert str(error.value) == (
         f"cannot write {tmp_path / 'x.ckpt'}: No space left on device; what was "
-        "written before is whole: make room, and the same command goes on"
+        "written before is intact: make room, and the same command continues"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
     assert (tmp_path / "x.ckpt").read_text() == "old"
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_finds_no_room_names_the_one_before(tmp_path):
     checkpoints.close()
     (tmp_path / "checkpoints" / "4").mkdir()
     checkpoints._checkpointer = full = FullCheckpointer(tmp_path / "checkpoints")
-    with pytest.raises(DiskError, match="No space left on device; .* step 4 is whole"):
+    with pytest.raises(DiskError, match="No space left on device; .* step 4 is intact"):
         checkpoints.wait()
     assert not full.half.exists()
 

@@ -65,7 +65,7 @@ def test_loops_branches_and_what_is_computed_twice():
 
 @pytest.mark.parametrize("name, backward", [("cudnn", 5), ("flash", 7)])
 def test_an_attention_by_a_kernel_counts_its_products(name, backward, monkeypatch):
-    """Kernels compute scores anew, the one for TPUs in each of two."""
+    """Kernels compute scores again, the one for TPUs in each of two."""
     cudnn = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
     query = jax.ShapeDtypeStruct((2, 3, 256, 128), jnp.bfloat16)

@@ -67,7 +67,7 @@ def test_a_jobset_starts_again_what_may_go_on(path):
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.UserError)
         if kind not in (errors.UserError, errors.Stopped)
-        # The same command goes on.
+        # The same command continues.
         if kind not in (errors.ProcessLost, errors.Unreachable)
     }
     # Memory may have been short for other reasons, and no conversion is started here.

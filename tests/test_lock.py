@@ -115,7 +115,7 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_left_alone(
 ):
     monkeypatch.setattr(lock, "DEAD", 30.0)
     with living(write(tmp_path, host="far", machine="far boot")):
-        with pytest.raises(WorkdirInUse, match="signs of life.*--take_workdir"):
+        with pytest.raises(WorkdirInUse, match="sends heartbeats.*--take_workdir"):
             take(tmp_path)
     assert take(tmp_path, override=True) == os.getpid()
 
@@ -202,5 +202,5 @@ def test_the_first_process_of_a_job_holds_a_folder_for_all(tmp_path, monkeypatch
     with hold_outdir(tmp_path):
         assert (tmp_path / FILE).exists()
     assert not (tmp_path / FILE).exists()
-    # None goes on before the first one has it.
+    # None continues before the first one has it.
     assert len(told) == 2

@@ -11,8 +11,8 @@ attention_factors. Of each the checkpoints and config.json were kept; they name 
 folder /tmp/old_workdirs, from which they have moved since. `samples.npz` is what
 `sample.py --num_samples=4 --num_steps=4 --npz` wrote for the second stage;
 `resumed.npz` and `resumed_ema.npz` hold its weights and their moving average after it
-went on to step 4, as "a/b/c" -> array. The denoiser was called `unet` then, in configs
-and among the parameters.
+was resumed to step 4, as "a/b/c" -> array. The denoiser was called `unet` then, in
+configs and among the parameters.
 """
 
 import pathlib

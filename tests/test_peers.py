@@ -121,7 +121,7 @@ def test_a_killed_process_is_missed(start, capsys):
     job.kill(1)
     assert job.wait([0, 2]) == {0: ProcessLost.exit_code, 2: ProcessLost.exit_code}
     err = capsys.readouterr().err
-    assert "error: process 1 of 3 on" in err and "no sign of life for 1 s" in err
+    assert "error: process 1 of 3 on" in err and "no heartbeat for 1 s" in err
 
 
 def test_an_error_that_comes_of_a_lost_process_waits_for_its_cause(start, capsys):
@@ -183,7 +183,7 @@ def test_an_abort_of_another_kind_is_one(abort):
     """Of a thread of Python's, as where XLA's own checks fail."""
     text = (
         "import os, signal\nfrom ldm_jax.peers import _aborted, _libc\n"
-        f"_libc.signal(signal.SIGABRT, _aborted)\n{abort}\nprint('goes on')"
+        f"_libc.signal(signal.SIGABRT, _aborted)\n{abort}\nprint('continues')"
     )
     command = [sys.executable, "-c", text]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

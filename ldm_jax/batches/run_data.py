@@ -307,7 +307,7 @@ class Data:
             rows=sharding.own_rows(self._mesh, batch_size),
             check=self._check,
         )
-        # Every evaluation loads the same images anew.
+        # Every evaluation loads the same images again.
         loader.said = self._said
         return loader
 

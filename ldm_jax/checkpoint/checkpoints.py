@@ -210,7 +210,7 @@ class Checkpoints:
 
     def _kept(self):
         last = self.latest_step
-        return f"the checkpoint of step {last} is whole" if last else "none was saved"
+        return f"the checkpoint of step {last} is intact" if last else "none was saved"
 
     def _seal(self, saving, step, kept):
         """Writes the checksums of a checkpoint once it is on disk."""

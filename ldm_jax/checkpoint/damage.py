@@ -36,10 +36,10 @@ def _way_back(folder):
         (s for s in reversed(steps) if _is_whole(folder.parent / str(s))), None
     )
     if whole is None:
-        return "no earlier checkpoint is whole: begin anew in another --workdir"
+        return "no earlier checkpoint is intact: start over in another --workdir"
     damaged = [*(folder.parent / str(step) for step in steps if step > whole), folder]
     return (
-        f"step {whole} is whole: to go on from it, move what is damaged away and run "
+        f"step {whole} is intact: to continue from it, move damaged ones away and run "
         f"the same command again: {move_away(damaged, 'damaged')}"
     )
 

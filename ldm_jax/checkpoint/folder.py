@@ -92,7 +92,7 @@ def refuse_unmarked(folder: Place) -> None:
         if whole and not is_file(path / MARK):
             raise CheckpointError(
                 f"{path} is of an older version's run on a disk, and lacks its "
-                f"mark: copy an empty file to {path}/{MARK}, and go on"
+                f"mark: copy an empty file to {path}/{MARK}, and continue"
             )
 
 

@@ -181,7 +181,7 @@ def _barrier(error):
     return (
         f"the processes of this job did not meet in time ({_first_line(error)[:160]}): "
         "one of them hangs, or has gone; see what it printed, and the same command "
-        "goes on from what was saved"
+        "continues from what was saved"
     ), ProcessLost.exit_code
 
 
@@ -199,8 +199,8 @@ def _by_text(error, lower):
 
 def _disk(what):
     return (
-        f"{what}; what was saved before is whole: make room or give another folder, "
-        "and the same command goes on"
+        f"{what}; what was saved before is intact: make room or give another folder, "
+        "and the same command continues"
     ), DiskError.exit_code
 
 
@@ -247,7 +247,7 @@ def _unexpected(error):
     file, _ = _place(error)
     if file and not _is_ours(file):
         # A module of the user's own, e.g. another backbone.
-        return f"{text}{_where(error)}; mend it there"
+        return f"{text}{_where(error)}; fix it there"
     return (
         f"unexpected {text}{_where(error)}; --traceback shows more, please report it "
         "with that"

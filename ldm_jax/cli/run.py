@@ -92,7 +92,7 @@ def _end_when_asked():
     def wait():
         while signal.SIGTERM not in os.read(read, 1):
             pass
-        line = "asked to stop: the same command goes on from what is written"
+        line = "asked to stop: the same command continues from what is written"
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
         peers.fail(line, 128 + signal.SIGTERM)

@@ -273,7 +273,7 @@ class LoadBatch:
                 needed = needed if failures else self._needed(where, error)
             if self.on_error == "raise":
                 raise DataError(
-                    f"cannot read {where}: {reason}; mend or remove it, or set "
+                    f"cannot read {where}: {reason}; repair or remove it, or set "
                     f'data.on_error="skip"{needed}'
                 )
             failures.append((where, reason))

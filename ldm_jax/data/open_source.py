@@ -52,7 +52,7 @@ def open_source(data: Section, split: str) -> Any:
     if skipped and section.get("on_error") == "raise":
         where, reason = skipped[0]
         raise DataError(
-            f"cannot read {where}: {reason} ({len(skipped)} such examples); mend or "
+            f"cannot read {where}: {reason} ({len(skipped)} such examples); repair or "
             'remove it, or set data.on_error="skip"'
         )
     for where, reason in skipped[:_NAMED]:

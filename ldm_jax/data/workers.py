@@ -96,17 +96,17 @@ class BatchIterator:
             # It failed at its start, and so would the next one.
             raise ProcessLost(
                 f"a data worker {cause} before its first batch, for the reason that "
-                "stands above: workers import the main script anew, so what it runs "
+                "stands above: workers import the main script again, so what it runs "
                 'must be below `if __name__ == "__main__":`; or set data.workers=0'
             )
         if not self._restarts:
             raise ProcessLost(
                 f"a data worker {cause}; lower data.workers ({self._workers} now), or "
-                "set data.restart_workers, how often workers are started anew"
+                "set data.restart_workers, how often workers are started again"
             )
         self._restarts -= 1
         logging.warning(
-            "a data worker %s; the workers are started anew and go on with the same "
+            "a data worker %s; the workers are restarted and continue with the same "
             "batches (%d more times)",
             cause,
             self._restarts,

@@ -77,7 +77,7 @@ class ShardFiles:
         elif exists(self.folder / FILE):
             raise ConfigError(
                 f"{self.folder} holds a set of latents, but no {_SETTINGS}, which says "
-                "of which settings it is: use another --outdir, or take it away"
+                "of which settings it is: use another --outdir, or remove it"
             )
         with writing(self.folder):
             (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class ShardFiles:
             key, there, here = other
             raise ConfigError(
                 f"{self.folder} holds latents of other settings ({key}: {there} there, "
-                f"{here} here): use another --outdir, or take that one away"
+                f"{here} here): use another --outdir, or remove that one"
             )
 
     def range_of(self, shard: int) -> range:
@@ -280,8 +280,8 @@ def _read_json(path):
     except (OSError, ValueError) as error:
         raise_if_silent(path, error)
         raise DataError(
-            f"{path}, which a cut command has left, cannot be read ({error}): take "
-            f"{path.parent} away to begin anew"
+            f"{path}, which a cut command has left, cannot be read ({error}): "
+            f"remove {path.parent} to start over"
         ) from error
 
 

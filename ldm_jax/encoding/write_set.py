@@ -204,8 +204,8 @@ def _listening():
         def check(text):
             if preemption.asked():
                 raise Stopped(
-                    f"asked to stop: {text} are written, and the same command goes on "
-                    "from there",
+                    f"asked to stop: {text} are written, and the same command "
+                    "continues from there",
                     preemption.signal,
                 )
 

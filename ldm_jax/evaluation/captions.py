@@ -81,8 +81,8 @@ class OneCaption:
                 raise_if_silent(self.describe(index), error)
                 text = " ".join(str(error).split()) or type(error).__name__
                 raise DataError(
-                    f"cannot read the caption of {self.describe(index)}: {text}; mend "
-                    "or remove it"
+                    f"cannot read the caption of {self.describe(index)}: {text}; "
+                    "repair or remove it"
                 ) from error
         if index not in self._captions:
             raise DataError(f"{self.describe(index)} has no caption")

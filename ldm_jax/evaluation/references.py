@@ -156,7 +156,7 @@ def _left(path, rows):
         return ReferenceStatistics.load(path, "--outdir", rows)
     except ConfigError as error:
         raise DataError(
-            f"{error}; take it away, and the same command measures it anew"
+            f"{error}; remove it, and the same command measures it again"
         ) from error
 
 
@@ -178,6 +178,6 @@ def _same(found, record, path, most_rows):
         key, was, wanted = difference
         raise ConfigError(
             f"{path} has statistics of another reference ({key}: {was} there, {wanted} "
-            "here): use another folder, or take it away to make it anew"
+            "here): use another folder, or remove it to make it again"
         )
     return found.thinned(most_rows)

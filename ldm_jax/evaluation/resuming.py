@@ -178,14 +178,14 @@ class Saved:
             raise_if_silent(self._path, error)
             raise DataError(
                 f"{self._path}, which a cut evaluation has left, cannot be read "
-                f"({error}): take it away to begin anew"
+                f"({error}): remove it to start over"
             ) from error
         other = difference(settings, self._settings)
         if other is not None:
             key, there, here = other
             raise ConfigError(
                 f"{self._path} is of a cut evaluation with other settings ({key}: "
-                f"{there} there, {here} here): use another --outdir, or take it away"
+                f"{there} there, {here} here): use another --outdir, or remove it"
             )
         return position, state
 

@@ -93,7 +93,7 @@ def _begin(images, measurement, saved, keep):
             position, state = 0, {}
             saved.begin_anew()
     if keep is not None and not jax.process_index():
-        keep.open(anew=not state)
+        keep.open(again=not state)
     if not state:
         return 0, []
     measurement.restore(state)
@@ -199,7 +199,7 @@ def read_finished(
 
 def _say_replaced(what):
     # Samples take hours to draw, and their file name does not give their settings.
-    advice = "what lies beside it and is not written anew is not of these settings"
+    advice = "what lies beside it and is not written again is not of these settings"
     say(f"{what}: it is replaced; {advice}")
 
 

@@ -48,7 +48,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
                 # The line is being written, or was truncated when the run was killed.
                 break
             raise ConfigError(
-                f"{path}, line {number}, is none of a run's: take it away"
+                f"{path}, line {number}, is none of a run's: remove it"
             ) from error
         last |= metrics
     return step, last

@@ -112,14 +112,14 @@ def _take(held, folder, override, flag):
         # The holder is elsewhere: wait for its next heartbeat, or for none in time.
         if waited not in (None, seen):
             raise WorkdirInUse(
-                f"{folder} is in use by {holder}, which gives signs of life; wait for "
-                "it or end it, or give another folder. Only if it is gone for certain: "
-                f"--{flag}"
+                f"{folder} is in use by {holder}, which still sends heartbeats; "
+                "wait for it or end it, or give another folder. Only if it has certainly "
+                f"ended: --{flag}"
             )
         if waited is None:
             print(
                 f"note: {folder} is held by {holder}; waiting up to {DEAD:.0f} s for "
-                "a sign of life",
+                "a heartbeat",
                 flush=True,
             )
         waited = seen

@@ -107,7 +107,7 @@ class StoredImages:
         if fortran and len(shape) > 1:
             raise ConfigError(
                 f"{self._flag}: {IMAGES} of {self._path} is in Fortran order, which "
-                "cannot be read as a stream: write it anew with numpy.ascontiguousarray"
+                "cannot be streamed: write it again with numpy.ascontiguousarray"
             )
         return shape, dtype
 
@@ -138,7 +138,7 @@ class StoredImages:
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
                 raise_if_silent(self._path, error)
                 raise DataError(
-                    f"{self._path} is damaged or cut short ({error}): write it anew"
+                    f"{self._path} is damaged or cut short ({error}): write it again"
                 ) from error
 
 
@@ -203,17 +203,17 @@ class ImageFile:
             return False
         return found.shape == self._shape and found.dtype == np.uint8
 
-    def open(self, anew: bool) -> None:
+    def open(self, again: bool) -> None:
         """Opens the file, before anything is written.
 
         Args:
-          anew: Whether to start a new file; else that of an interrupted run is used.
+          again: Whether to start a new file; else that of an interrupted run is used.
 
         Raises:
           DiskError: If there is no room for all images, or writing is not permitted.
         """
         with writing(self._part):
-            if anew:
+            if again:
                 self._make()
             self._array = np.lib.format.open_memmap(self._part, "r+")
 

@@ -296,11 +296,11 @@ def _find(taps, key, name, row):
     if key not in taps:
         raise ConfigError(
             f"metric {name} needs the features {key}, which the reference lacks (it "
-            f"has {', '.join(sorted(taps)) or 'none'}); make it anew for {name}"
+            f"has {', '.join(sorted(taps)) or 'none'}); make it again for {name}"
         )
     if row.needs_rows and taps[key].rows is None:
         raise ConfigError(
             f"metric {name} needs the features of each image, and the reference has "
-            f"the moments of {key} alone; make it anew for {name}"
+            f"the moments of {key} alone; make it again for {name}"
         )
     return taps[key]

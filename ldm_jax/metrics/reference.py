@@ -132,7 +132,7 @@ class ReferenceStatistics:
             raise_if_silent(path, error)
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
-                f"{key}: {path} cannot be read ({text}): make it anew"
+                f"{key}: {path} cannot be read ({text}): make it again"
             ) from error
         _check_finite(found.taps, path, key)
         return found
@@ -205,7 +205,7 @@ def _check_finite(taps, path, key):
             if array is not None and not np.isfinite(array).all():
                 raise ConfigError(
                     f"{key}: {path} has numbers that are not finite (the {what} of "
-                    f"{tap}): make it anew"
+                    f"{tap}): make it again"
                 )
 
 

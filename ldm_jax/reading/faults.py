@@ -28,7 +28,7 @@ def answering(what: str | os.PathLike) -> Iterator[None]:
         if is_fault(error):
             raise Unreachable(
                 f"{what}: {explain_fault(error)}; once the network and the credentials "
-                "are there, the same command goes on"
+                "are there, the same command continues"
             ) from error
         raise
 

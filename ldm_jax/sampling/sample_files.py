@@ -32,7 +32,7 @@ from ldm_jax.sampling.task import Task
 from ldm_jax.store import Place, exists, for_each, is_dir, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
-_ANEW = "take it away, and the same command draws it anew"
+_ANEW = "remove it, and the same command draws it again"
 
 # Names of samples in files of their own.
 _SAMPLE = re.compile(r"\d{6,}\.(png|npy)")
@@ -309,7 +309,7 @@ class _Shards(SampleFiles):
 def _fault(path, error):
     """The error for a file of samples that is missing or damaged."""
     if not exists(path):
-        return DecodeError(f"{path} is gone: the same command draws it anew")
+        return DecodeError(f"{path} is gone: the same command draws it again")
     return DecodeError(f"{path} is damaged ({error}): {_ANEW}")
 
 

@@ -139,7 +139,7 @@ def _settings_in(path):
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{path} cannot be read ({reason}), and may say which values of the images "
-            "beside it are black and white: mend it, or, if ldm-sample did not write "
+            "beside it are black and white: repair it, or, if ldm-sample did not write "
             "it, move the images to another folder"
         ) from error
 
@@ -204,7 +204,7 @@ class SetValues:
             raise ConfigError(
                 f"{self._flag}: {where} is not RGB of 8 bits, and {unsaid} does not "
                 "say what it is, as ldm-sample did not yet: give the same ldm-sample "
-                "command once more, which adds it and draws nothing anew, or add it "
+                "command once more, which adds it without drawing again, or add it "
                 f'there by hand, as "{PIXELS}": {{"channels": "grey", "value_range": '
                 "[0, 255]}"
             )

@@ -54,7 +54,7 @@ def claim(
     elif begun:
         raise ConfigError(
             f"{outdir} holds samples, but no {SETTINGS}, which says of which settings "
-            "they are: use another --outdir, or take them away"
+            "they are: use another --outdir, or remove them"
         )
     write_json(path, settings)
 

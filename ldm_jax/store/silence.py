@@ -72,7 +72,7 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
             return
     raise Unreachable(
         f"{what}: {os.strerror(number)}: what it lies on does not answer; once it "
-        "does, the same command goes on"
+        "does, the same command continues"
     ) from error
 
 

@@ -135,7 +135,7 @@ def _check_towers(config, towers, theirs):
                 f"conditions.{key}.weights={config.conditions[key].weights} is another "
                 f"text tower than that which made the states of {config.data.name} "
                 f"(checksum {towers[key].checksum}, not {checksum}): give that one, or "
-                "encode the data anew"
+                "encode the data again"
             )
 
 
@@ -164,7 +164,7 @@ def _read_copy(workdir, key):
         if isinstance(error.__cause__, PermissionError):
             raise CheckpointError(
                 f"{path}, the run's copy of its text tower, may not be read: see that "
-                "this user may (chmod, chown), and the same command goes on"
+                "this user may (chmod, chown), and the same command continues"
             ) from error
         return None
     return unflatten_dict(tensors)

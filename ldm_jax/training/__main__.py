@@ -2,7 +2,7 @@
 
     python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder
 
-The same command goes on where a run was cut.  Keys of the config can be changed on
+The same command continues where a run was cut.  Keys of the config can be changed on
 the command line, after `--config`:  --config.train.batch_size=32
 """
 

@@ -58,7 +58,7 @@ def run(
         )
         end = _train(opened, preemption, stack)
     if end.fault is not None:
-        kept = f"step {end.step} is saved, and the same command goes on from it"
+        kept = f"step {end.step} is saved, and the same command continues from it"
         raise type(end.fault)(f"{end.fault}; {kept}") from end.fault
     if end.stopped:
         text = f"step {end.step}: asked to stop; saved, leaving"
@@ -89,7 +89,7 @@ def _finished(start, num_steps, made):
         return f"step {start} of {num_steps}: already trained{nothing}"
     return (
         f"step {start}: this workdir has gone further than train.num_steps={num_steps}"
-        f"{nothing}; to go on, raise train.num_steps above {start}"
+        f"{nothing}; to continue, raise train.num_steps above {start}"
     )
 
 
@@ -158,7 +158,7 @@ def _next(batches: Iterator) -> tuple[Any, UserError | None]:
     try:
         return next(batches), None
     except UserError as fault:
-        # A checkpoint needs all processes, and the others go on with the next batch.
+        # A checkpoint needs all processes, and the others continue with the next batch.
         if jax.process_count() > 1:
             raise
         return None, fault

@@ -156,14 +156,14 @@ def _way_back(step, folders):
     if not sound:
         return (
             f"No checkpoint is surely sound, that of step {folders[-1].name} may hold "
-            "the harm already: if the run diverges at once again, begin anew in "
+            "the harm already: if the run diverges at once again, start over in "
             "another --workdir. Run the same command with --allow_config_change and"
         )
     chosen = sound[-1]
     later = folders[folders.index(chosen) + 1 :]
     move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
     return (
-        f"The checkpoint of step {chosen.name} is whole and kept; to go on from it: "
+        f"The checkpoint of step {chosen.name} is intact and kept; to continue from it: "
         f"{move}run the same command with --allow_config_change and"
     )
 

@@ -107,7 +107,9 @@ class Writer:
             for path in paths.values():
                 move(f"{path}{_UNFINISHED}", path)
         except OSError as error:
-            logging.warning("no previews of step %d, training goes on: %s", step, error)
+            logging.warning(
+                "no previews of step %d, training continues: %s", step, error
+            )
         for name, grid in grids.items():
             self._board.add_image(name, grid, step, dataformats="HWC")
             if self._wandb:
@@ -157,8 +159,8 @@ class Writer:
             if log.failure and log.path not in self._failing:
                 self._failing.add(log.path)
                 logging.warning(
-                    "cannot write %s: %s; training goes on, and what is to be written "
-                    "waits for room",
+                    "cannot write %s: %s; training continues, and what is to be "
+                    "written waits for room",
                     log.path,
                     log.failure,
                 )

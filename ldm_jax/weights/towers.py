@@ -147,7 +147,7 @@ def _check_config(path, module, part):
     if not isinstance(config, dict):
         raise ConversionError(
             f"{path} must hold an object of the {part} tower's options, got a "
-            f"{type(config).__name__}: get the file again, or take it away"
+            f"{type(config).__name__}: get the file again, or remove it"
         )
     for key, name in _UNSEEN.items():
         theirs, ours = config.get(key), getattr(module, name)
@@ -156,7 +156,7 @@ def _check_config(path, module, part):
         if type(theirs) is not type(ours):
             raise ConversionError(
                 f"{path}: {key} must be of type {type(ours).__name__}, got "
-                f"{type(theirs).__name__}: get the file again, or take it away"
+                f"{type(theirs).__name__}: get the file again, or remove it"
             )
         raise ConversionError(
             f"{path} says {key}={theirs!r}, but {name} is {ours!r} here: set it to "

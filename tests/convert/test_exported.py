@@ -1,7 +1,7 @@
 """Exports: what diffusers drew from them, and what cannot be said is refused.
 
 `exported_*.npz` hold noise and image as diffusers' own classes made them of the export;
-`test_parity.py` makes them anew where PyTorch is installed.
+`test_parity.py` makes them again where PyTorch is installed.
 """
 
 import json

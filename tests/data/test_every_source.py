@@ -63,7 +63,7 @@ def test_resumed_anywhere_and_shared_by_any_processes(source, buckets, section_o
     if source != "mixture":
         for epoch in range(len(stream) // count):
             assert len(set(stream[epoch * count : (epoch + 1) * count])) == count
-    # A source that is opened anew, at any step.
+    # A source that is opened again, at any step.
     for start in random.Random(source).sample(range(1, STEPS), 2):
         again = open_source(section, section["split"])
         found = [rows_of(batch) for batch in load(again, section, start, 1)]

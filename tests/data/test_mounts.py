@@ -101,7 +101,7 @@ def test_what_is_none(error):
 
 def test_silence_is_no_damage():
     silent = OSError(errno.ESTALE, "Stale file handle")
-    with pytest.raises(Unreachable, match=r"example 3: .* the same command goes on"):
+    with pytest.raises(Unreachable, match=r"example 3: .* the same command continues"):
         load(Faulty(silent))
     assert Unreachable.exit_code == 11
     assert len(load(Faulty(PermissionError(errno.EACCES, "no"))).skipped) == 1
@@ -141,7 +141,7 @@ def test_a_run_ends_where_its_disk_does_not_answer(
 def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
     """Also to readers in C++: where no memory is, reading it is an EIO.
 
-    Where readers are ours the file is opened anew, as after a mount came back.
+    Where readers are ours the file is opened again, as after a mount came back.
     """
     section = write(kind, tmp_path, array_record_dir)
     source = open_source(section, section["split"])
@@ -164,7 +164,7 @@ def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
                 load(source)
     finally:
         for number, own in kept.items():
-            # Not where another of the files that were opened anew has its number now.
+            # Not where another of the files that were opened again has its number now.
             if os.path.realpath(f"/proc/self/fd/{number}").endswith("/mem"):
                 os.dup2(own, number)
             os.close(own)
@@ -225,7 +225,7 @@ def test_one_file_with_bad_sectors_is_damaged(tmp_path, monkeypatch):
         loader = make_loader(source, section, batch_size=len(source), seed=0)
         next(loader)
         assert loader.skipped == {bad: "Input/output error"}
-        with pytest.raises(DataError, match="png: Input/output error; mend or"):
+        with pytest.raises(DataError, match="png: Input/output error; repair or"):
             make_loader(
                 source, section | {"on_error": "raise"}, batch_size=len(source), seed=0
             ).__next__()
@@ -258,7 +258,7 @@ def test_bad_sectors_in_a_file_of_many(kind, tmp_path, monkeypatch):
 
 
 def test_bad_sectors_of_latents(tmp_path, monkeypatch):
-    """Its reader is C++: the file is one that cannot be read, opened anew or not."""
+    """Its reader is C++: the file is one that cannot be read, opened again or not."""
     section = write("latents", tmp_path, None)
     source = open_source(section, section["split"])
     path = source._folder / source.header.shards[0]["file"]
@@ -281,7 +281,7 @@ def test_bad_sectors_of_latents(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"{path}: INTERNAL.*output error") as raised:
         source[0]
     assert not isinstance(raised.value, Unreachable)
-    # Each time anew, beside the first.
+    # Each time again, beside the first.
     assert opened == [0] * 3 and source[len(source) - 1]
 
 

@@ -255,7 +255,7 @@ def test_damaged_files_are_left_out_and_listed(tmp_path):
     assert len(source) == 10
     (cut, why), (strange, what) = source.skipped
     assert cut.endswith("b.parquet") and "cannot be read as Parquet" in why
-    assert why.endswith("was cut short or is of another format: copy it anew")
+    assert why.endswith("was cut short or is of another format: copy it again")
     assert strange.endswith("c.parquet")
     assert what == f"its column label is string, and int64 in {good}"
     with pytest.raises(DataError, match="b.parquet: it cannot be read as Parquet"):

@@ -137,7 +137,7 @@ def test_a_missing_sidecar_is_counted_and_skipped(folder):
     batch, skipped = load(section(folder, inputs), steps=2)
     assert skipped == {str(folder / "a.jpg"): "a.txt is missing"}
     np.testing.assert_array_equal(batch["caption"][0], batch["caption"][1])
-    with pytest.raises(DataError, match="a.jpg: a.txt is missing; mend or remove it"):
+    with pytest.raises(DataError, match="a.jpg: a.txt is missing; repair or remove it"):
         load(section(folder, inputs, on_error="raise"), steps=2)
 
 

@@ -76,7 +76,7 @@ def test_a_lost_folder_does_not_fit(folder):
     write_images(folder, ["0.png"])
     text = "no classes, 3 then (gone: cat, dog, fish)"
     assert changes(record(folder), then)[0] == (text, False)
-    # A model that knows nothing of classes can go on.
+    # A model that knows nothing of classes can continue.
     assert all(fits for _, fits in changes(record(folder), then, by_class=False))
 
 

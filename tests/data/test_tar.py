@@ -235,7 +235,7 @@ def test_processes_share_the_batches_of_an_epoch(folder, processes):
     # Fifteen batches of four are two epochs of thirty.
     keys = np.concatenate([batch["key"] for batch in alone]).tolist()
     assert len(set(keys[:30])) == len(set(keys[30:])) == 30
-    # A run that goes on at a step sees what it would have seen.
+    # A run that continues at a step sees what it would have seen.
     for batch, again in zip(alone[7:], batches(0, 1, start=7), strict=True):
         np.testing.assert_array_equal(batch["image"], again["image"])
 

@@ -64,7 +64,7 @@ def test_a_truncated_shard_keeps_what_is_whole(shard, share):
     assert any("cut short" in why for why in left_out.values())
     assert os.path.getsize(shard) < size
     section = dict(source="tar", name=shard, on_error="raise")
-    with pytest.raises(DataError, match="cut short.*mend or remove it"):
+    with pytest.raises(DataError, match="cut short.*repair or remove it"):
         open_source(section, "all")
 
 
@@ -261,7 +261,7 @@ def test_an_index_older_than_its_shard_is_made_anew(shard, caplog):
     assert len(opened(shard)[0]) == 6
     write_shard(shard, range(8))
     assert len(opened(shard)[0]) == 8
-    assert "a.tar.index is made anew: " in caplog.text and "changed" in caplog.text
+    assert "a.tar.index is made again: " in caplog.text and "changed" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
@@ -270,7 +270,7 @@ def test_a_damaged_index_is_made_anew(shard, share, caplog):
     size = os.path.getsize(f"{shard}.index")
     os.truncate(f"{shard}.index", int(size * share))
     assert opened(shard)[0].fingerprint() == expected
-    assert "a.tar.index is made anew" in caplog.text
+    assert "a.tar.index is made again" in caplog.text
 
 
 def test_a_hostile_index_is_no_traceback(shard):
@@ -454,7 +454,7 @@ def test_a_stale_index_beside_a_valid_one_needs_no_words(
     (tmp_path / "a.tar.index").write_bytes(stale)
     caplog.clear()
     assert len(opened(shard)[0]) == 8
-    assert "made anew" not in caplog.text
+    assert "made again" not in caplog.text
 
 
 def test_keys_with_capitals_are_found(tmp_path):

@@ -179,7 +179,7 @@ def test_what_is_drawn_depends_on_no_kill_and_no_process(
     assert {name.partition("-of")[0] for name in found} == {
         *("latents-00001", "00001.json")
     }
-    # ... and then one alone, which goes on.
+    # ... and then one alone, which continues.
     write(tmp_path / "cut", "train")
     assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
 

@@ -120,9 +120,9 @@ def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path, capsys):
     assert asked == [0] and again[NAME].value == found[NAME].value
     said = "metrics.json is of other settings (protocol: None there, paper here): it is"
     told = capsys.readouterr().out
-    assert said in told and "not written anew is not of these settings" in told
+    assert said in told and "not written again is not of these settings" in told
     state.write_bytes(b"damaged")
-    with pytest.raises(DataError, match="cannot be read .* take it away"):
+    with pytest.raises(DataError, match="cannot be read .* remove it"):
         measure(one, tmp_path / "cut", **options)
 
 
@@ -145,7 +145,7 @@ def test_images_are_kept_whole_however_a_run_was_cut(folders, tmp_path):
         for path in outdir.glob("[!r]*"):
             path.unlink()
 
-    # Begun without: what was not kept is taken again; begun with: it goes on.
+    # Begun without: what was not kept is taken again; begun with: it continues.
     run(False, 3)
     finished(run(True), 0)
     run(True, 3)
@@ -491,7 +491,7 @@ def test_a_caption_is_read_with_its_example():
     source = OneCaption(examples)
     assert source[1]["caption"] == source.caption(1) == source.caption(1) == "caption 1"
     assert source.caption(3) == "caption 3" and examples.read == [1, 3]
-    with pytest.raises(DataError, match="the caption of example 2: damaged; mend"):
+    with pytest.raises(DataError, match="the caption of example 2: damaged; repair"):
         source.caption(2)
 
 

@@ -306,7 +306,9 @@ def test_a_folder_that_cannot_be_listed_is_no_smaller_set(folder, monkeypatch, c
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match="/1 cannot be listed: Permission denied: mend"):
+    with pytest.raises(
+        DataError, match="/1 cannot be listed: Permission denied: repair"
+    ):
         open_images(folder, mesh_of(1), 2)
     assert open_images(folder, mesh_of(1), 2, skip_unreadable=True).count == 4
     assert "/1 cannot be listed" in caplog.text

@@ -1,4 +1,4 @@
-"""Evaluations that older versions began, and references that they kept, go on."""
+"""Evaluations that older versions began, and references that they kept, continue."""
 
 import json
 import zipfile

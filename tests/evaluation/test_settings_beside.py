@@ -33,7 +33,7 @@ def test_settings_that_cannot_be_read_are_not_taken_for_none(tmp_path, content):
     path = tmp_path / "run" / "settings.json"
     path.unlink()
     path.mkdir() if content is None else path.write_bytes(content)
-    message = "run/settings.json cannot be read .* mend it, or, .* to another folder"
+    message = "run/settings.json cannot be read .* repair it, or, .* to another folder"
     with pytest.raises(ConfigError, match=message):
         open_images(samples, mesh_of(1), 4)
     # Also of a shard, beside which no settings lie.

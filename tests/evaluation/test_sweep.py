@@ -85,7 +85,7 @@ def test_rows_share_programs_and_are_kept(trained, folder, tmp_path, monkeypatch
     expected, _ = draw(trained.params, trained.frozen, inputs, index)
     difference = np.asarray(batch["image"]).astype(int) - np.asarray(expected)
     assert np.abs(difference).max() <= 1
-    # A row is cut between its batches: what is through is read, and it goes on.
+    # A row is cut between its batches: what is through is read, and it continues.
     rows = tmp_path / "rows"
     paths = sorted(rows.iterdir())
     assert [path.name for path in paths] == ["ddim_2_2.json", "ddim_2_3.json"]

@@ -25,7 +25,7 @@ def trial(folder, data_dir, number):
       number: Number of the trial, which varies rate and intervals.
 
     Returns:
-      The step that diverged and the step from which it went on.
+      The step that diverged and the step from which it continued.
     """
     workdir, cache = folder / f"trial_{number}", folder / "cache"
     values = {"train.num_steps": 4, "train.checkpoint_every": 1, "train.keep_last": 3}
@@ -41,10 +41,10 @@ def trial(folder, data_dir, number):
     assert status == 5, output
     line = output.strip().splitlines()[-1]
     assert line.startswith("error: step "), output
-    step = int(re.search(r"step (\d+) is whole and kept", line)[1])
+    step = int(re.search(r"step (\d+) is intact and kept", line)[1])
     assert (workdir / "checkpoints" / str(step)).is_dir(), line
     # What the line says is on disk when it says so: nothing newer appears.
-    move = re.search(r"go on from it: (mkdir .*), and run the same", line)
+    move = re.search(r"continue from it: (mkdir .*), and run the same", line)
     if move:
         subprocess.run(move[1], shell=True, check=True)
     assert max(map(int, bad.steps())) == step, line
@@ -67,7 +67,7 @@ def run(outdir, trials):
     prepare.prepare(data_dir, image_size=32, num_train=64, num_validation=12)
     for number in range(trials):
         diverged, step = trial(folder, data_dir, number)
-        print(f"{number}: diverged at {diverged}, went on from {step}", flush=True)
+        print(f"{number}: diverged at {diverged}, continued from {step}", flush=True)
 
 
 def main():

@@ -121,8 +121,8 @@ class Host:
         self._send(signal.SIGSTOP)
 
     def thaw(self):
-        """Has them go on."""
-        # One that waits from outside stops once more where it goes on before its own.
+        """Has them continue."""
+        # One that waits from outside stops once more where it continues before its own.
         for _ in range(3):
             self._send(signal.SIGCONT)
             time.sleep(0.1)
@@ -143,7 +143,7 @@ class Host:
         return [*enter, f"--wdns={os.getcwd()}", "--", *map(str, words)]
 
     def _send(self, number):
-        # Those who wait for them from outside stop with them, and must go on, too.
+        # Those who wait for them from outside stop with them, and must continue, too.
         mine = os.readlink(f"/proc/{self._first}/ns/pid")
         for folder in pathlib.Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ class Job:
         return [sys.executable, str(ROOT / "train.py"), *self._arguments, *more]
 
     def start(self):
-        """Starts the command, which goes on where it was."""
+        """Starts the command, which continues where it was."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
         self._log = self.workdir.with_suffix(".log")

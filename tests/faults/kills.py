@@ -1,9 +1,9 @@
-r"""Kills runs of both stages, has them go on, and compares their end, bit for bit.
+r"""Kills runs of both stages, has them continue, and compares their end, bit for bit.
 
     python -m tests.faults.kills --outdir=/tmp/kills --kills=100 --seed=1
 
 A run that was left alone is made of each stage. Then others are hit at moments drawn
-from the table MOMENTS, with the seed, and go on by the same command until they are
+from the table MOMENTS, with the seed, and continue by the same command until they are
 through; then the next ones begin, until so many kills are spent. In the scenario
 `retrained` the first stage under a second one is trained further meanwhile, so the
 checkpoint that the second one began with is gone.
@@ -80,7 +80,7 @@ class Trial:
         job.usual_seconds = whole.usual_seconds
         hits, status, begun = 0, None, False
         while hits < kills and status != 0:
-            # The first stage goes on as soon as the second one has saved once.
+            # The first stage continues as soon as the second one has saved once.
             if retrained and job.steps() and not begun:
                 begun = True
                 retrained.run()

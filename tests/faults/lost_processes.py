@@ -4,8 +4,8 @@ r"""Kills processes of a job of several, again and again, and compares the end.
 
 A second stage is trained on two devices: by one process and by two that are left
 alone, and by jobs of one or two processes, as drawn, of which one is hit at a moment
-drawn from the table MOMENTS. Each start goes on by the same command, whatever number of
-processes the last one had. In the end all has the same bits: weights, averages,
+drawn from the table MOMENTS. Each start continues by the same command, whatever number
+of processes the last one had. In the end all has the same bits: weights, averages,
 optimiser states, metrics and previews.
 """
 

@@ -2,7 +2,7 @@
 
     python -m tests.faults.sources SECTION.json OUT STEPS
 
-It goes on after the lines that OUT has, as a run goes on at its step.
+It continues after the lines that OUT has, as a run continues at its step.
 """
 
 import hashlib

@@ -56,7 +56,7 @@ def test_the_printed_command_leads_to_the_same_end(shapes_dir, tmp_path):
     ):
         status, output = finish(start())
         assert status == 4 and "Traceback" not in output, output
-        assert "is not what was saved; step 4 is whole" in _error(output)
+        assert "is not what was saved; step 4 is intact" in _error(output)
     advice = re.search(r"same command again: (mkdir .*)", _error(output))[1]
     assert shlex.quote(str(workdir / "checkpoints" / "6")) in advice
     subprocess.run(advice, shell=True, check=True)
@@ -82,7 +82,7 @@ def test_two_processes_say_it_both_and_go_back_together(shapes_dir, tmp_path):
     ends = run(6)
     for status, output in ends:
         assert status == 4, output
-        assert "is not what was saved; step 2 is whole" in _error(output), output
+        assert "is not what was saved; step 2 is intact" in _error(output), output
     advice = re.search(r"same command again: (mkdir .*)", _error(ends[0][1]))[1]
     subprocess.run(advice, shell=True, check=True)
     for status, output in run(6):

@@ -1,4 +1,4 @@
-"""A run whose disk fills up: what is kept, and how it goes on."""
+"""A run whose disk fills up: what is kept, and how it continues."""
 
 import resource
 import signal
@@ -70,7 +70,7 @@ def test_a_full_disk(whole, shapes_dir, tmp_path):
     last = output.splitlines()[-1]
     kept = int(checkpoint_folder(tmp_path / "run").name)
     assert last.startswith("error: cannot write a checkpoint in ")
-    assert f"File too large; the checkpoint of step {kept} is whole" in last
+    assert f"File too large; the checkpoint of step {kept} is intact" in last
     _goes_on(tmp_path / "run", shapes_dir, whole)
 
 
@@ -102,8 +102,8 @@ def test_a_full_disk_of_one_process_of_two(full, shapes_dir, tmp_path):
     kept = int(checkpoint_folder(job.workdir).name)
     assert line.startswith(f"error: process {full} of 2 on ")
     assert " failed: cannot write a checkpoint in " in line
-    assert f"File too large; the checkpoint of step {kept} is whole" in line
-    # The same command goes on.
+    assert f"File too large; the checkpoint of step {kept} is intact" in line
+    # The same command continues.
     job.start()
     _wait_for_step(job.workdir, kept + 20, job.running)
     job.send(signal.SIGTERM)

@@ -42,10 +42,10 @@ def test_a_host_is_lost_and_the_other_goes_on(make_job, whole, pair, fault, lost
     printed = job.printed()[1 - lost]
     # Where connections are closed, JAX aborts those whose service is gone.
     aborted = (fault, lost) == ("lose_power", 0) and "JAX has ended" in printed
-    said = "it has not answered" if lost == 0 else "it has given no sign of life"
+    said = "it has not answered" if lost == 0 else "it has sent no heartbeat"
     assert aborted or (f"process {lost} of 2" in printed and said in printed)
 
-    # The same command goes on where there still is a host.
+    # The same command continues where there still is a host.
     back = make_job(f"{fault}_{lost}", [pair[1 - lost]], log="back")
     back.start(1)
     _await_more_steps(back)
@@ -57,7 +57,7 @@ def test_a_host_is_lost_and_the_other_goes_on(make_job, whole, pair, fault, lost
 
 
 def test_a_run_that_stood_still_writes_nothing_more(make_job, whole, pair):
-    """Taken for dead, it wakes up while another goes on in its workdir."""
+    """Taken for dead, it wakes up while another continues in its workdir."""
     north, south = pair
     job = make_job("still", [north])
     job.start(1)
@@ -81,7 +81,7 @@ def test_a_workdir_is_one_hosts_own(make_job, pair):
     other.start(1)
     assert other.ends(60) == [WorkdirInUse.exit_code]
     (line,) = re.findall("^error: .*", other.printed()[0], re.MULTILINE)
-    assert " on north since " in line and "gives signs of life" in line
+    assert " on north since " in line and "still sends heartbeats" in line
     assert job.running()
     job.send(signal.SIGTERM)
     assert job.ends() == [143]

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or diverge go on, as those that were left alone."""
+"""Runs that are killed, stopped or diverge continue, as those that were left alone."""
 
 import pytest
 

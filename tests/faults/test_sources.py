@@ -1,4 +1,4 @@
-"""Loading from every source is killed at random moments, and goes on."""
+"""Loading from every source is killed at random moments, and continues."""
 
 import json
 import os

@@ -146,7 +146,7 @@ def test_a_killed_process_is_missed(tmp_path):
     start = time.monotonic()
     statuses, lines = _run(tmp_path, "kill")
     assert statuses == [ProcessLost.exit_code, -signal.SIGKILL]
-    assert "process 1 of 2" in lines[0] and "no sign of life for 20 s" in lines[0]
+    assert "process 1 of 2" in lines[0] and "no heartbeat for 20 s" in lines[0]
     # With the time to start on a busy machine.
     assert time.monotonic() - start < 60
 

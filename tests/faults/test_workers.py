@@ -84,8 +84,8 @@ def test_the_step_is_saved_and_the_same_command_goes_on(job, whole):
 
 
 def test_workers_are_started_anew(job, whole):
-    cut = job("anew", **{"data.restart_workers": 1})
+    cut = job("again", **{"data.restart_workers": 1})
     status, output = _kill_a_worker(cut)
     assert status == 0, output
-    assert "the workers are started anew" in output
+    assert "the workers are started again" in output
     assert_same_bits(whole, weights_of(cut.workdir))

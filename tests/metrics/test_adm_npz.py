@@ -75,7 +75,7 @@ def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
     path, array = tmp_path / "out" / "samples.npz", images()
     first = ImageFile(path, array.shape)
     assert not first.is_begun()
-    first.open(anew=True)
+    first.open(again=True)
     first.write(0, array[:4])
     first.flush()
     del first
@@ -83,7 +83,7 @@ def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
     assert not ImageFile(path, (3, 8, 10, 3)).is_begun()
     second = ImageFile(path, array.shape)
     assert second.is_begun()
-    second.open(anew=False)
+    second.open(again=False)
     second.write(4, array[4:])
     assert not path.exists()
     for _ in range(2):
@@ -91,9 +91,9 @@ def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
         found = np.load(path)
         np.testing.assert_array_equal(found["arr_0"], array)
         np.testing.assert_array_equal(found["arr_1"], np.arange(11))
-        # It can be made again until the images are taken away.
+        # It can be made again until the images are removed.
         assert second.is_begun()
-        second.open(anew=False)
+        second.open(again=False)
     second.remove()
     assert [each.name for each in path.parent.iterdir()] == ["samples.npz"]
 
@@ -111,5 +111,5 @@ def test_collecting_without_room_and_without_a_header(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DiskError, match="samples.partial.npy: No space left"):
-        file.open(anew=True)
+        file.open(again=True)
     assert not part.exists()

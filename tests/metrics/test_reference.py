@@ -161,7 +161,7 @@ def test_a_damaged_file_is_one_line(tmp_path):
     data = bytearray(path.read_bytes())
     data[3000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="cannot be read .*: make it anew"):
+    with pytest.raises(ConfigError, match="cannot be read .*: make it again"):
         ReferenceStatistics.load(path)
 
 

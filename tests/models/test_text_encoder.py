@@ -68,7 +68,7 @@ def test_remat_recomputes_to_the_same_gradient(variables, causal):
     for a, b in zip(*map(jax.tree.leaves, (expected, recomputed)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     trace = jax.make_jaxpr(loss, static_argnums=1)
-    # Norms are made anew in both.
+    # Norms are made again in both.
     with_blocks, norms = (str(trace(variables, remat)) for remat in (True, False))
     assert with_blocks.count("remat") > norms.count("remat")
 

@@ -53,7 +53,7 @@ def _memory(overrides=(), loss=_products, mesh=(1, 2), rows=1):
 
 
 def test_gradients_are_split_as_overrides_say():
-    # So small an array is whole, unless an override splits it.
+    # So small an array is intact, unless an override splits it.
     whole, split = _memory(()), _memory([("params", 0)])
     mixed = _memory([("params/a", 0), ("params/b", 1)])
     assert whole.parameters == 3 * KERNEL

@@ -102,5 +102,5 @@ def test_a_sample_that_is_of_no_use_is_named(tmp_path, damaged):
     if damaged:
         store.path_of(2).write_bytes(b"none")
     message = "000002.png is damaged" if damaged else "000002.png is 9 x 9 pixels and"
-    with pytest.raises(DecodeError, match=f"{message} .*draws it anew"):
+    with pytest.raises(DecodeError, match=f"{message} .*draws it again"):
         write_grid(tmp_path, store)

@@ -188,5 +188,5 @@ def test_a_damaged_shard_is_named(whole, sampler, tmp_path):
     data[400] ^= 1
     store.folder.mkdir()
     store.path_of(range(3)).write_bytes(bytes(data))
-    with pytest.raises(DecodeError, match="000000-000002.npz is damaged .*anew"):
+    with pytest.raises(DecodeError, match="000000-000002.npz is damaged .*again"):
         list(store.images(3))

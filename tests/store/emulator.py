@@ -108,7 +108,7 @@ def _parts(body, kind):
 
 
 def _multipart(body, kind):
-    """(name, data) of an upload in two parts; data is bytes, which email would mend."""
+    """(name, data) of an upload in two parts; data is bytes, which email changes."""
     mark = re.search(r'boundary="?([^";]+)', kind)[1].encode()
     _, first, second, *_ = re.split(rb"(?:^|\r?\n)--" + re.escape(mark), body)
     bodies = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (first, second))

@@ -95,7 +95,7 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_left_alone(bucket, monke
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(WorkdirInUse, match=r"signs of life.*--take_workdir"):
+        with pytest.raises(WorkdirInUse, match=r"sends heartbeats.*--take_workdir"):
             take(bucket)
     finally:
         ended.set()

@@ -223,7 +223,7 @@ def test_what_does_not_answer_is_not_taken_for_absent(bucket, monkeypatch):
 def test_an_npz_of_images_is_read_as_a_stream(bucket):
     images = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
     file = ImageFile(bucket / "samples.npz", images.shape)
-    file.open(anew=True)
+    file.open(again=True)
     file.write(0, images[:3])
     file.flush()
     assert ImageFile(bucket / "samples.npz", images.shape).is_begun()

@@ -1,4 +1,4 @@
-"""A run does not go on with another config or data than its own, unless told to."""
+"""A run does not continue with another config or data than its own, unless told to."""
 
 import copy
 import functools
@@ -90,9 +90,9 @@ def test_all_processes_have_the_same_data(count, same, monkeypatch):
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("class", dict(backbone__channels=64), "channels is 32 .* and 64 .*anew$"),
-        ("class", dict(conditions={}), "conditions.* fit those conditions.*anew$"),
-        ("autoencoder", dict(first_stage__z_channels=2), "z_channels .*anew$"),
+        ("class", dict(backbone__channels=64), "channels is 32 .* and 64 .*again$"),
+        ("class", dict(conditions={}), "conditions.* fit those conditions.*again$"),
+        ("autoencoder", dict(first_stage__z_channels=2), "z_channels .*again$"),
         ("autoencoder", dict(discriminator__channels=4), "channels .*init_from$"),
         ("class", dict(train__ema_decay=None), "is 0.995 .* average .*init_from$"),
         ("class", dict(train__optimizer={"kind": "adam"}), "states .*init_from$"),

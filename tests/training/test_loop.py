@@ -98,8 +98,8 @@ def test_a_run_that_has_gone_further_than_is_asked_for_says_so():
     assert loop._finished(4, 4, False) == "step 4 of 4: already trained, nothing to do"
     found = loop._finished(4, 2, made=True)
     assert found.startswith("step 4: this workdir has gone further than ")
-    assert found.endswith("num_steps=2; to go on, raise train.num_steps above 4")
-    assert "num_steps=2, nothing to do; to go on" in loop._finished(4, 2, False)
+    assert found.endswith("num_steps=2; to continue, raise train.num_steps above 4")
+    assert "num_steps=2, nothing to do; to continue" in loop._finished(4, 2, False)
 
 
 def test_another_config_is_an_error_unless_allowed(shapes_dir, first_stage, tmp_path):
@@ -110,10 +110,10 @@ def test_another_config_is_an_error_unless_allowed(shapes_dir, first_stage, tmp_
         train("shapes_autoencoder", shapes_dir, run, **changed)
     changed |= {"allow_config_change": True}
     # After four steps of no harm, a rate that no weight survives.
-    with pytest.raises(TrainingDiverged, match="step 4 is whole and kept"):
+    with pytest.raises(TrainingDiverged, match="step 4 is intact and kept"):
         train("shapes_autoencoder", shapes_dir, run, **changed)
     assert checkpoint.checkpoint_folder(run).name == "4"
-    # With the rate of before it goes on from there.
+    # With the rate of before it continues from there.
     changed = {"train__num_steps": 5, "allow_config_change": True}
     train("shapes_autoencoder", shapes_dir, run, **changed)
     assert checkpoint.checkpoint_folder(run).name == "5"

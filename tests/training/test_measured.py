@@ -212,7 +212,7 @@ def test_the_best_stays_beside_the_newest(tmp_path):
         checkpoints.save(step, empty, {"config": {}})
         checkpoints.wait()
 
-    # Of a folder that has gone: a run that goes on looks for another one.
+    # Of a folder that has gone: a run that continues looks for another one.
     write_best(tmp_path, Best(7, "fid", 0.0, "lower"))
     with contextlib.closing(Checkpoints(tmp_path, keep_last=1)) as checkpoints:
         save(checkpoints, 1)

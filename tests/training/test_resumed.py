@@ -1,4 +1,4 @@
-"""A run that goes on makes what was due, once; one that diverged names the way back."""
+"""A resumed run makes what was due, once; one that diverged names the way back."""
 
 import json
 import shlex
@@ -27,7 +27,7 @@ class Console:
 
 @pytest.fixture
 def resume(tmp_path):
-    """Opens the held-out work of a run that goes on, on stubs that count."""
+    """Opens the held-out work of a run that continues, on stubs that count."""
     writers = []
 
     def resume(
@@ -242,9 +242,9 @@ def test_a_diverged_run_names_the_step_to_go_back_to_and_the_way(tmp_path):
     text = _diverge(workdir, [2, 4, 6, 7], 8)
     assert text.startswith("step 8: loss is not finite")
     # The weights after step 7 may be what made the loss of step 8.
-    assert "step 6 is whole and kept" in text
+    assert "step 6 is intact and kept" in text
     assert "--allow_config_change" in text and "it was 0.001" in text
-    command = text.split("go on from it: ")[1].split(", and run")[0]
+    command = text.split("continue from it: ")[1].split(", and run")[0]
     subprocess.run(command, shell=True, check=True)
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == set("246")
     assert (workdir / "diverged_at_8" / "7").is_dir()
@@ -252,13 +252,13 @@ def test_a_diverged_run_names_the_step_to_go_back_to_and_the_way(tmp_path):
 
 def test_the_newest_checkpoint_is_gone_on_from_where_it_is_sound(tmp_path):
     text = _diverge(tmp_path, [2, 4], 8)
-    assert "step 4 is whole and kept" in text and "mv" not in shlex.split(text)
+    assert "step 4 is intact and kept" in text and "mv" not in shlex.split(text)
     text = _diverge(tmp_path, [], 3)
     assert "No checkpoint had been saved yet: run the same command with a lower" in text
 
 
 def test_a_checkpoint_that_may_hold_the_harm_is_not_called_whole(tmp_path):
     text = _diverge(tmp_path, [7], 8)
-    assert "step 7 may hold the harm already" in text and "is whole" not in text
-    assert "begin anew in another --workdir" in text
+    assert "step 7 may hold the harm already" in text and "is intact" not in text
+    assert "start over in another --workdir" in text
     assert "the same command with --allow_config_change and a lower --config" in text

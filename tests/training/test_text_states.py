@@ -164,7 +164,7 @@ def test_a_workdir_keeps_its_tower(config, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, found["conditioner"]["caption"], expected
     )
-    # A run that goes on takes it, too; a new one takes what its config names.
+    # A run that continues takes it, too; a new one takes what its config names.
     assert stored_text_states(moved, *options[1:], stored) == stored
     with pytest.raises(ConfigError, match="there is no file or folder .*gone"):
         stored_text_states(moved, *options[1:])

@@ -26,7 +26,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(tmp_path, caplog):
         writer.scalars(step, {"loss": 1.0})
     writer.images(39, {"samples": np.zeros((1, 8, 8, 3), np.float32)})
     assert caplog.text.count("metrics.jsonl: No space left on device; training") == 1
-    assert caplog.text.count("no previews of step 39, training goes on") == 1
+    assert caplog.text.count("no previews of step 39, training continues") == 1
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").write_bytes(whole)
     writer.scalars(40, {"loss": 1.0})

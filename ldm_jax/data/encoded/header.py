@@ -177,7 +177,7 @@ class Header:
                 f"{key}: step {theirs['step']} of {theirs['workdir']} made its latents "
                 f"(checksum {theirs['checksum']}), and step {mine['step']} of "
                 f"{mine['workdir']} those of data.split (checksum {mine['checksum']}): "
-                "encode one of them anew"
+                "encode one of them again"
             )
         for name, tower in self.text_states.items():
             if other.text_states.get(name) != tower:
@@ -210,7 +210,7 @@ class Header:
                 f"{key}={record['workdir']}, step {record['step']}, makes other "
                 f"latents than those of data.name, which step {mine['step']} of "
                 f"{mine['workdir']} made (checksum {mine['checksum']}, "
-                f"not {record.get('checksum')}): give that one, or encode the data anew"
+                f"not {record.get('checksum')}): give that one, or encode again"
             )
 
 

@@ -77,7 +77,7 @@ class LatentSource:
         if filter and filter != header.data.get("filter"):
             raise ValueError(
                 f"filter={filter}, but the latents were encoded with filter="
-                f"{header.data.get('filter') or None}: leave it out, or encode anew"
+                f"{header.data.get('filter') or None}: leave it out, or encode again"
             )
         wanted = _plain_inputs(inputs)
         _require_inputs(_plain_inputs(header.inputs), wanted)
@@ -312,7 +312,7 @@ def _require_set(folder, name):
     if is_dir(folder):
         raise ValueError(
             f"{folder} holds no finished set of latents, as it has no {FILE}: give "
-            "the same ldm-encode command again, which goes on where it was cut"
+            "the same ldm-encode command again, which continues where it was cut"
         )
     raise ValueError(
         f"{name} holds no set of latents: make one with ldm-encode --outdir={name}"
@@ -324,7 +324,7 @@ def _require_size(header, image_size):
     if image_size is not None and image_size != theirs:
         raise ValueError(
             f"the latents are of images of {theirs} x {theirs} pixels and "
-            f"image_size={image_size}: set data.image_size={theirs}, or encode anew"
+            f"image_size={image_size}: set data.image_size={theirs}, or encode again"
         )
 
 
@@ -348,7 +348,7 @@ def _require_inputs(theirs, wanted):
         if key not in theirs:
             raise ValueError(
                 f"data.inputs.{key} was not encoded with the latents, which have "
-                f"{', '.join(sorted(theirs)) or 'no inputs'}: encode anew"
+                f"{', '.join(sorted(theirs)) or 'no inputs'}: encode again"
             )
         options = {*entry, *theirs[key]}
         changed = [k for k in options if entry.get(k) != theirs[key].get(k)]
@@ -356,5 +356,5 @@ def _require_inputs(theirs, wanted):
             k = min(changed)
             raise ValueError(
                 f"data.inputs.{key}.{k} is {entry.get(k)}, but the latents were "
-                f"encoded with {theirs[key].get(k)}: set that, or encode anew"
+                f"encoded with {theirs[key].get(k)}: set that, or encode again"
             )

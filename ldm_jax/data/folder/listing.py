@@ -34,9 +34,7 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     for path, reason in unread:
         # Without one of its splits the folder would be split differently.
         if path == root or split_of(os.path.basename(path)):
-            raise ValueError(
-                f"{path} {reason}: see that it may be read, or take it away"
-            )
+            raise ValueError(f"{path} {reason}: see that it may be read, or remove it")
     training = [f for f in folders if split_of(f) == "train"]
     held_out = [f for f in folders if split_of(f) in ("validation", "test")]
     if training and held_out:

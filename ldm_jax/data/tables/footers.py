@@ -80,7 +80,7 @@ def _read_footer(shard, files):
     if tail[-4:] != _MAGIC or size < 8:
         raise ValueError(
             f"it does not end in {_MAGIC.decode()}, as every Parquet file does; it was "
-            "cut short or is of another format: copy it anew"
+            "cut short or is of another format: copy it again"
         )
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > shard.size:

@@ -255,7 +255,7 @@ def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
     """
     if on_error == "raise":
         raise DataError(
-            f"cannot read {path}: {reason}; mend or remove it, or set "
+            f"cannot read {path}: {reason}; repair or remove it, or set "
             'data.on_error="skip"'
         )
     return path, reason

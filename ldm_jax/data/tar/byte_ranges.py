@@ -85,7 +85,7 @@ def reach(path: str, ask: Callable[[], _Found]) -> _Found:
 def _unreachable(path, error):
     return Unreachable(
         f"{path} cannot be reached: {_in_a_line(error)}; once the network and the "
-        "credentials are there, the same command goes on"
+        "credentials are there, the same command continues"
     )
 
 

@@ -106,7 +106,7 @@ def find_index(
         stale.append((path, reason))
     # Invalid indexes are only logged if there is no valid one elsewhere.
     for path, reason in stale if say else ():
-        logging.warning("the index %s is made anew: %s", path, reason)
+        logging.warning("the index %s is made again: %s", path, reason)
     return None
 
 
@@ -217,7 +217,7 @@ class _Window:
             if is_of_one_file(error):
                 raise Damaged(
                     f"byte {offset:,} cannot be read: {text}; once it can, remove the "
-                    "index of the shard, which is then made anew"
+                    "index of the shard, which is then made again"
                 ) from error
             raise ValueError(f"cannot read {self._shard.path}: {text}") from error
 

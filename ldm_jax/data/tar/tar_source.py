@@ -111,7 +111,7 @@ class TarSource:
             raise_if_silent(self.name, error)
             raise ValueError(
                 f"an index of the shards of {self.name} is damaged ({error!r}): remove "
-                "the .index files, which are then made anew"
+                "the .index files, which are then made again"
             ) from error
 
     def _open(self):

@@ -67,7 +67,7 @@ class FolderReader:
     def _leave_out(self, path, reason, error=None):
         if not self._skip:
             raise DataError(
-                f"{path} {reason}: mend it or take it away, or leave such images out "
+                f"{path} {reason}: repair it or remove it, or leave such images out "
                 "with --skip_unreadable"
             ) from error
         logging.warning("left out: %s %s", path, reason)
@@ -92,7 +92,7 @@ class FolderReader:
             raise DataError(
                 f"{path} is {height} x {width} pixels and "
                 f"{self._source.describe(self._first)} {self.size[0]} x "
-                f"{self.size[1]}: take it away, or bring all to one size with "
+                f"{self.size[1]}: remove it, or bring all to one size with "
                 "--image_size"
             )
         return image

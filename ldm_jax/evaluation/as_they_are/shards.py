@@ -53,7 +53,7 @@ def _of_npz(pixels):
         )
     return (
         "measure one of them, or samples.npz, which the same ldm-sample command with "
-        "--npz writes of all, and draws nothing anew"
+        "--npz writes of all, without drawing again"
     )
 
 

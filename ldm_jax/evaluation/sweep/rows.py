@@ -93,7 +93,7 @@ def _load(path: Place, record: Mapping[str, Any]) -> dict[str, Result] | None:
         key, there, here = other
         raise ConfigError(
             f"{path} is a row of a sweep with other settings ({key}: {there} there, "
-            f"{here} here): use another --outdir, or take it away"
+            f"{here} here): use another --outdir, or remove it"
         )
     return {name: Result(**each) for name, each in found["results"].items()}
 
@@ -105,6 +105,6 @@ def _read(path):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_if_silent(path, error)
         raise DataError(
-            f"{path} cannot be read as a row of a sweep ({error!r}): take it away to "
-            "measure it anew"
+            f"{path} cannot be read as a row of a sweep ({error!r}): remove it to "
+            "measure it again"
         ) from error

@@ -74,7 +74,7 @@ def check_config(
     """
     if meta.get("converted"):
         raise CheckpointError(
-            "this workdir holds a converted model, which no run can go on from: give "
+            "this workdir holds a converted model, from which no run can continue: use "
             "another --workdir, and this one as --config.train.init_from"
         )
     recorded = ConfigDict(meta["config"])
@@ -97,7 +97,7 @@ def check_config(
     shown = "; ".join(changes)
     raise CheckpointError(
         f"the checkpoint in this workdir belongs to another config ({shown}); use "
-        "another --workdir, or --allow_config_change to go on with the new values"
+        "another --workdir, or --allow_config_change to continue with the new values"
     )
 
 
@@ -154,7 +154,7 @@ def check_data(
         return []
     advice = "bring those back, or use another --workdir"
     if all(change.fits for change in changes):
-        advice += ", or --allow_config_change to go on with these"
+        advice += ", or --allow_config_change to continue with these"
     raise CheckpointError(
         "the data are not those that this workdir was trained on: "
         f"{'; '.join(texts)}; {advice}"

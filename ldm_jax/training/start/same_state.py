@@ -137,7 +137,7 @@ def _loss(config):
 
 
 _WEIGHTS = "the weights do not fit into that network"
-_ANEW = "go back to that, or use another --workdir, where training begins anew"
+_ANEW = "go back to that, or use another --workdir, where training starts over"
 # For differences that do not matter to `load_initial`.
 _FROM_WEIGHTS = "use another --workdir, and this one as --config.train.init_from"
 
