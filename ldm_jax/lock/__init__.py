@@ -113,8 +113,8 @@ def _take(held, folder, override, flag):
         if waited not in (None, seen):
             raise WorkdirInUse(
                 f"{folder} is in use by {holder}, which still sends heartbeats; "
-                "wait for it or end it, or give another folder. Only if it has certainly "
-                f"ended: --{flag}"
+                "wait for it or end it, or give another folder. Only if it has "
+                f"certainly ended: --{flag}"
             )
         if waited is None:
             print(

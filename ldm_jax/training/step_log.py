@@ -163,8 +163,8 @@ def _way_back(step, folders):
     later = folders[folders.index(chosen) + 1 :]
     move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
     return (
-        f"The checkpoint of step {chosen.name} is intact and kept; to continue from it: "
-        f"{move}run the same command with --allow_config_change and"
+        f"The checkpoint of step {chosen.name} is intact and kept; to continue from "
+        f"it: {move}run the same command with --allow_config_change and"
     )
 
 
