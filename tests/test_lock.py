@@ -187,7 +187,7 @@ def test_one_of_many_that_start_at_once_wins(tmp_path):
 def test_a_folder_of_output_names_its_own_flag(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(lock, "DEAD", 30.0)
     with living(write(tmp_path, host="far", machine="far boot")):
-        with pytest.raises(WorkdirInUse, match="for certain: --take_outdir"):
+        with pytest.raises(WorkdirInUse, match="certainly ended: --take_outdir"):
             with hold_outdir(tmp_path):
                 pass
 
