@@ -115,6 +115,8 @@ class _Run(NamedTuple):
 def _claim(run, stack, begun):
     """Locks the folder, and records the settings or compares them with those there."""
     stack.enter_context(hold_outdir(run.outdir, run.run_options.take_outdir))
+    # A process knows only its own samples.
+    begun = str(True) in peers.gather(str(begun))
     settings.claim(run.outdir, run.record, (PIXELS,), begun)
 
 

@@ -132,6 +132,20 @@ def test_samples_of_unknown_settings_are_not_taken_for_these(sampler, tmp_path):
         path.unlink(missing_ok=True)
 
 
+def test_samples_of_another_process_count_as_well(sampler, tmp_path, monkeypatch):
+    run(sampler, tmp_path, output="npz", **OPTIONS)
+    (tmp_path / "settings.json").unlink()
+    # Of the three shards process 1 draws the second one.
+    (tmp_path / "samples" / "000003-000005.npz").unlink()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    other = {"False": "True"}
+    monkeypatch.setattr(peers, "gather", lambda text: [other.get(text, text), text])
+    with pytest.raises(ConfigError, match="holds samples, but no settings.json"):
+        run(sampler, tmp_path, output="npz", **OPTIONS)
+    assert not (tmp_path / "settings.json").exists()
+
+
 def test_a_folder_takes_one_command_at_a_time(whole, sampler, tmp_path):
     with hold(tmp_path):
         with pytest.raises(WorkdirInUse, match="is in use by process"):
