@@ -47,6 +47,10 @@ _LOST = re.compile(
 )
 
 
+# Functions to call before this process exits at once; see `leaving`.
+_leaving: list[Callable[[], None]] = []
+
+
 class Peers:
     """Watches the other processes of a job, from within one of them."""
 
@@ -306,6 +310,13 @@ def _say(line):
         print(line, file=sys.stderr, flush=True)
 
 
+def _exit(status):
+    """Exits at once, whatever the main thread is doing."""
+    for function in tuple(_leaving):
+        _within(_READ, function)
+    os._exit(status)
+
+
 _peers: Peers | None = None
 
 
@@ -344,6 +355,7 @@ def watch(hang_timeout: float) -> None:
             global_state.process_id,
             global_state.num_processes,
             hang_timeout,
+            _exit,
         )
         if global_state.process_id:
             _libc.signal(signal.SIGABRT, _aborted)
@@ -394,6 +406,25 @@ def saving(wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
       Context manager, within which this applies.
     """
     return contextlib.nullcontext() if _peers is None else _peers.saving(wait)
+
+
+@contextlib.contextmanager
+def leaving(function: Callable[[], None]) -> Iterator[None]:
+    """Calls a function also if the failure of a job ends this process within the block.
+
+    A thread then exits at once, so no `finally` of the main thread runs.
+
+    Args:
+      function: Function that is called then; it has a few seconds.
+
+    Yields:
+      Nothing.
+    """
+    _leaving.append(function)
+    try:
+        yield
+    finally:
+        _leaving.remove(function)
 
 
 def several() -> bool:

@@ -55,7 +55,9 @@ def hold(
     keeper = _Keeper(held, path.parent)
     _keepers.append(keeper)
     try:
-        yield
+        # Else a job that is restarted elsewhere would wait for this one's heartbeat.
+        with peers.leaving(keeper.release):
+            yield
     finally:
         _keepers.remove(keeper)
         keeper.release()

@@ -11,12 +11,13 @@ import pytest
 
 import ldm_jax
 from ldm_jax.errors import DataError, ProcessLost
+from ldm_jax.lock import FILE
 from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import os, signal, sys, time
+import contextlib, os, signal, sys, time
 
 fault, victim = sys.argv.pop(1), int(sys.argv.pop(1))
 
@@ -25,7 +26,11 @@ def main(argv):
     from jax.experimental import multihost_utils
     from ldm_jax import peers
     from ldm_jax.errors import DataError
+    from ldm_jax.lock import hold_outdir
 
+    stack = contextlib.ExitStack()
+    if fault == "asked":
+        stack.enter_context(hold_outdir(os.path.dirname(__file__)))
     if fault == "late":
         # Longer than Gloo waits where processes meet for the first time.
         time.sleep(40 * (jax.process_index() == victim))
@@ -167,6 +172,8 @@ def test_asked_to_stop_a_command_that_saves_nothing_ends(tmp_path):
     assert statuses == [128 + signal.SIGTERM] * 2
     assert lines[1].startswith("asked to stop: ")
     assert "process 1 of 2" in lines[0] and lines[0].endswith(lines[1])
+    # A job that is restarted elsewhere has nobody to wait for.
+    assert not (tmp_path / FILE).exists()
     assert time.monotonic() - start < 40
 
 
