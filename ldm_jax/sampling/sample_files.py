@@ -32,7 +32,7 @@ from ldm_jax.sampling.task import Task
 from ldm_jax.store import Place, exists, for_each, is_dir, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
-_ANEW = "remove it, and the same command draws it again"
+_REDRAW = "remove it, and the same command draws it again"
 
 # Names of samples in files of their own.
 _SAMPLE = re.compile(r"\d{6,}\.(png|npy)")
@@ -130,7 +130,7 @@ class SampleFiles(abc.ABC):
             if image.shape != shape:
                 raise DecodeError(
                     f"{path} is {image.shape[1]} x {image.shape[0]} pixels and others "
-                    f"are {shape[1]} x {shape[0]}: {_ANEW}"
+                    f"are {shape[1]} x {shape[0]}: {_REDRAW}"
                 )
             yield image
 
@@ -310,7 +310,7 @@ def _fault(path, error):
     """The error for a file of samples that is missing or damaged."""
     if not exists(path):
         return DecodeError(f"{path} is gone: the same command draws it again")
-    return DecodeError(f"{path} is damaged ({error}): {_ANEW}")
+    return DecodeError(f"{path} is damaged ({error}): {_REDRAW}")
 
 
 class NpzShards(_Shards):

@@ -354,7 +354,9 @@ def test_what_does_not_go_together_is_refused_before_it_is_measured(folders, tmp
     with pytest.raises(ConfigError, match="has statistics of another reference"):
         measure(one, tmp_path / "a", reference=str(other))
     statistics.write_bytes(statistics.read_bytes()[:-100])
-    with pytest.raises(DataError, match="^--outdir: .*reference.npz is no .*; take it"):
+    with pytest.raises(
+        DataError, match="^--outdir: .*reference.npz is no .*; remove it"
+    ):
         measure(large, tmp_path / "a", reference=str(large))
     (tmp_path / "few").mkdir()
     write_image(tmp_path / "few" / "0.png", picture())

@@ -90,9 +90,17 @@ def test_all_processes_have_the_same_data(count, same, monkeypatch):
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("class", dict(backbone__channels=64), "channels is 32 .* and 64 .*again$"),
-        ("class", dict(conditions={}), "conditions.* fit those conditions.*again$"),
-        ("autoencoder", dict(first_stage__z_channels=2), "z_channels .*again$"),
+        (
+            "class",
+            dict(backbone__channels=64),
+            "channels is 32 .* and 64 .*starts over$",
+        ),
+        (
+            "class",
+            dict(conditions={}),
+            "conditions.* fit those conditions.*starts over$",
+        ),
+        ("autoencoder", dict(first_stage__z_channels=2), "z_channels .*starts over$"),
         ("autoencoder", dict(discriminator__channels=4), "channels .*init_from$"),
         ("class", dict(train__ema_decay=None), "is 0.995 .* average .*init_from$"),
         ("class", dict(train__optimizer={"kind": "adam"}), "states .*init_from$"),

@@ -49,7 +49,10 @@ def check_same_state(config: ConfigDict, recorded: ConfigDict, rows: Rows) -> No
     Raises:
       CheckpointError: If the run cannot resume from it; the message has advice.
     """
-    for part in (_Part((NETWORKS[config.stage],), _network, _WEIGHTS, _ANEW), *_PARTS):
+    for part in (
+        _Part((NETWORKS[config.stage],), _network, _WEIGHTS, _GO_BACK),
+        *_PARTS,
+    ):
         changed = [row for row in rows if _alters(row[0], part.keys)]
         if changed and _differ(part.arrays, config, recorded):
             shown = "; ".join(
@@ -137,7 +140,7 @@ def _loss(config):
 
 
 _WEIGHTS = "the weights do not fit into that network"
-_ANEW = "go back to that, or use another --workdir, where training starts over"
+_GO_BACK = "go back to that, or use another --workdir, where training starts over"
 # For differences that do not matter to `load_initial`.
 _FROM_WEIGHTS = "use another --workdir, and this one as --config.train.init_from"
 
@@ -148,7 +151,7 @@ _SWITCHES = (
 
 # Besides the stage's main network.
 _PARTS = (
-    _Part(("conditions",), _kinds, "the weights do not fit those conditions", _ANEW),
+    _Part(("conditions",), _kinds, "the weights do not fit those conditions", _GO_BACK),
     _Part(("discriminator",), _discriminator, _WEIGHTS, _FROM_WEIGHTS),
     _Part(
         ("train.ema_decay",),
