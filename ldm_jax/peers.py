@@ -82,7 +82,7 @@ class Peers:
         # time.
         self._signs, self._progress = {}, (None, time.monotonic())
         self._answers, self._ended = 0, threading.Event()
-        self._ending = threading.Lock()
+        self._ending, self._failing = threading.Lock(), threading.Lock()
         self._threads = [threading.Thread(target=self._talk, daemon=True)]
         if index:
             watch = threading.Thread(target=self._watch_service, daemon=True)
@@ -133,6 +133,9 @@ class Peers:
         if self._ended.is_set():
             for thread in self._threads:
                 thread.join()
+        # Another thread may be in `fail`: the error then is due to that.
+        with self._failing:
+            pass
 
     def fail(self, text: str, status: int) -> None:
         """Reports to the other processes why this one fails, and exits.
@@ -141,12 +144,13 @@ class Peers:
           text: What went wrong, in one line.
           status: Exit code, for all of them.
         """
-        # Before the report, or this process's own thread would react to it, too.
-        self._ended.set()
-        self._status = status
-        _within(_READ, self._report, self._index, text, status)
-        self._let_others_read(self._index)
-        self._leave(status)
+        with self._failing:
+            # Before the report, or this process's own thread would react to it, too.
+            self._ended.set()
+            self._status = status
+            _within(_READ, self._report, self._index, text, status)
+            self._let_others_read(self._index)
+            self._leave(status)
 
     def abort(self) -> None:
         """Exits when JAX aborts this process, as it does if process 0 is gone."""

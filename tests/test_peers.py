@@ -134,6 +134,19 @@ def test_an_error_that_comes_of_a_lost_process_waits_for_its_cause(start, capsys
     assert "process 1 of 2" in capsys.readouterr().err
 
 
+def test_an_error_that_comes_of_an_end_that_a_thread_tells_waits_for_it(start):
+    job = start(2)
+    job.kill(1)
+    asked = threading.Thread(target=job.processes[0].fail, args=("asked to stop", 143))
+    asked.start()
+    while not job.processes[0]._ended.is_set():
+        time.sleep(0.001)
+    assert not job.ends
+    job.processes[0].await_cause("Gloo AllGather failed: Connection closed by peer")
+    assert job.ends == {0: 143}
+    asked.join()
+
+
 def test_without_a_cause_such_an_error_counts_itself(start):
     job = start(2)
     job.processes[1].await_cause("NCCL failed")

@@ -165,13 +165,15 @@ def test_process_0_is_killed(tmp_path):
     assert time.monotonic() - start < 40
 
 
-def test_asked_to_stop_a_command_that_saves_nothing_ends(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_asked_to_stop_a_command_that_saves_nothing_ends(tmp_path, victim):
     """JAX catches SIGTERM in a job, for a run that agrees on a step: no other looks."""
     start = time.monotonic()
-    statuses, lines = _run(tmp_path, "asked")
+    statuses, lines = _run(tmp_path, "asked", victim=victim)
     assert statuses == [128 + signal.SIGTERM] * 2
-    assert lines[1].startswith("asked to stop: ")
-    assert "process 1 of 2" in lines[0] and lines[0].endswith(lines[1])
+    asked, told = lines[victim], lines[1 - victim]
+    assert asked.startswith("asked to stop: ")
+    assert f"process {victim} of 2" in told and told.endswith(asked)
     # A job that is restarted elsewhere has nobody to wait for.
     assert not (tmp_path / FILE).exists()
     assert time.monotonic() - start < 40
