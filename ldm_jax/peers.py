@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from ldm_jax.errors import ProcessLost
 
@@ -471,6 +471,18 @@ def fail(text: str, status: int) -> None:
     """
     if _peers is not None:
         _peers.fail(text, status)
+
+
+def stop(text: str, status: int) -> NoReturn:
+    """Ends this process at once, from any thread, and the others of its job.
+
+    Args:
+      text: Why, in one line; it is printed.
+      status: Exit code of all of them.
+    """
+    _say(text)
+    fail(text, status)
+    _exit(status)
 
 
 def give_up(text: str, status: int) -> None:

@@ -22,6 +22,7 @@ from ldm_jax.cli.failures import explain
 from ldm_jax.cli.run import _unraisable
 from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
+from ldm_jax.lock import FILE
 from tests.runs import ROOT
 
 
@@ -201,6 +202,7 @@ def _start(action, *flags, **options):
     [
         ("raise OSError(28, 'No space', 'x')", 6, "error: x: No space; "),
         ("import time; time.sleep(60)", 130, "stopped by Ctrl-C"),
+        ("import time; time.sleep(60)", 143, "asked to stop: what is written is "),
         ("open('/dev/full', 'w').write('x' * 99999)", 6, "error: No space left"),
     ],
 )
@@ -208,11 +210,24 @@ def test_the_error_is_the_last_line(action, status, last):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with _start(action, **pipes) as process:
         assert process.stdout.readline() == "begun\n"
-        if status == 130:
-            process.send_signal(signal.SIGINT)
+        if status > 128:
+            process.send_signal(status - 128)
         output = process.stdout.read()
     assert process.returncode == status, output
     assert output.startswith(last) and output.count("\n") == 1, output
+
+
+def test_asked_to_stop_a_command_releases_its_folder(tmp_path):
+    """As the first process of a container, too, which has no default action."""
+    action = (
+        f"import time; from ldm_jax.lock import hold; held = hold({str(tmp_path)!r}); "
+        "held.__enter__(); print('held', flush=True); time.sleep(60)"
+    )
+    with _start(action, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline() == "held\n" and (tmp_path / FILE).exists()
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 143 and not (tmp_path / FILE).exists()
 
 
 def test_an_import_is_interrupted_in_one_line(tmp_path):

@@ -1,6 +1,5 @@
 """Runs a command: parses flags, starts JAX and reports errors in one line."""
 
-import contextlib
 import functools
 import os
 import signal
@@ -39,8 +38,8 @@ def run(
       arguments: Positional arguments, for `--help`, e.g. "SOURCE TARGET".
       uses_jax: Whether to start JAX first, and to define the flags of clusters.
       lower: What to lower when memory runs out, for the message.
-      stops_together: Whether processes of a job that is asked to stop agree on a step;
-        otherwise all exit at once.
+      stops_together: Whether the command catches SIGTERM itself, and processes of a job
+        agree on a step; otherwise all exit at once.
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
@@ -61,8 +60,8 @@ def _run(main, uses_jax, lower, stops_together, argv):
     try:
         if uses_jax:
             start_jax()
-            if peers.several() and not stops_together:
-                _end_when_asked()
+        if not stops_together:
+            _end_when_asked()
         main(argv)
         # Flushed here so that a full disk is still reported in one line.
         sys.stdout.flush()
@@ -81,26 +80,31 @@ def _run(main, uses_jax, lower, stops_together, argv):
 
 
 def _end_when_asked():
-    """Makes SIGTERM end all processes of a job, whatever they are waiting for.
+    """Makes SIGTERM end the command, and all processes of its job, at once.
 
-    In a job JAX catches the signal, and leaves it to the training loop to look. The
-    system's default action would not do: the first process of a container ignores it.
+    The system's default action would not do: the first process of a container ignores
+    it, and locks of folders stay behind. In a job JAX catches the signal, and leaves it
+    to the training loop to look. A command may install another handler later.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
 
+    def ignore(number, frame):
+        del number, frame
+
     def wait():
-        while signal.SIGTERM not in os.read(read, 1):
+        while signal.SIGTERM not in os.read(read, 1) or _handler() is not ignore:
             pass
-        line = "asked to stop: the same command continues from what is written"
-        with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
-        peers.fail(line, 128 + signal.SIGTERM)
+        peers.stop("asked to stop: what is written is complete", 128 + signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
     # A Python handler runs only once a collective has returned; the byte comes before.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, ignore)
     signal.set_wakeup_fd(write)
+
+
+def _handler():
+    return signal.getsignal(signal.SIGTERM)
 
 
 def _parse(doc, arguments, argv):

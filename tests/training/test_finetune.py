@@ -130,7 +130,10 @@ def test_a_start_says_what_it_did_not_take(first_stage):
     _, params, _ = checkpoint.load_weights(first_stage, average=False)
     params["discriminator"]["conv_0"]["bias"] = np.zeros(4)
     notes = "; ".join(load_initial(config, params)[3])
-    assert "discriminator starts again: discriminator/conv_0/bias is (8,)" in notes
+    assert (
+        "discriminator starts from new weights: discriminator/conv_0/bias is (8,)"
+        in notes
+    )
     # What shapes do not show.
     assert "first_stage.norm_groups is 4, in train.init_from it was 8" in notes
 

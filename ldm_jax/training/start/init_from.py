@@ -60,7 +60,7 @@ def load_initial(
                 "config that made it"
             )
         else:
-            notes.append(f"{name} starts again: {reason}")
+            notes.append(f"{name} starts from new weights: {reason}")
     stats = _load_stats(meta["folder"], weights)
     notes += model_notes(config, theirs)
     return weights, stats, record_of(workdir, meta), notes
