@@ -102,7 +102,7 @@ class BatchIterator:
         if not self._restarts:
             raise ProcessLost(
                 f"a data worker {cause}; lower data.workers ({self._workers} now), or "
-                "set data.restart_workers, how often workers are started again"
+                "set data.restart_workers, how often workers are restarted"
             )
         self._restarts -= 1
         logging.warning(

@@ -87,5 +87,5 @@ def test_workers_are_started_anew(job, whole):
     cut = job("again", **{"data.restart_workers": 1})
     status, output = _kill_a_worker(cut)
     assert status == 0, output
-    assert "the workers are started again" in output
+    assert "the workers are restarted" in output
     assert_same_bits(whole, weights_of(cut.workdir))
