@@ -216,13 +216,13 @@ class Loader:
         for where, reason in batch.pop("failures"):
             if where not in self.skipped:
                 self.skipped[where] = reason
-                self._say(f"skipped {where}: {reason}", len(self.skipped))
+                self._say(f"skipped {where}: {reason}", _so_far(self.skipped))
         for where, what in batch.pop("notes"):
             if where is None:
                 self._count_cut(what)
             elif where not in self.shortened:
                 self.shortened[where] = what
-                self._say(f"{where}: {what}", len(self.shortened))
+                self._say(f"{where}: {what}", _so_far(self.shortened))
         error, silent = batch.pop("error", None), batch.pop("unreachable", False)
         if error:
             self.close()
@@ -232,24 +232,25 @@ class Loader:
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
 
-    def _say(self, text, count):
+    def _say(self, text, so_far=""):
         if text not in self.said:
             self.said.add(text)
-            logging.warning("%s (%d so far)", text, count)
+            logging.warning("%s%s", text, so_far)
 
     def _count_cut(self, key):
         self.cut[key] += 1
-        text = (
+        self._say(
             f'of some examples only a part of "{key}" is kept, as they have more than '
             "max_length tokens or max_objects boxes; the log counts them"
         )
-        if text not in self.said:
-            self.said.add(text)
-            logging.warning("%s", text)
 
     def close(self) -> None:
         """Stops the threads and workers; logs how many examples were skipped."""
         self._closer()
+
+
+def _so_far(found):
+    return f" ({len(found)} so far)"
 
 
 def _check_inputs(inputs, options):

@@ -123,8 +123,8 @@ def _claim(run, stack, begun):
 def _compare_processes(asked):
     """Raises ConfigError if a process has other settings than process 0."""
     # Hashes, as the messages between processes must be short.
-    told = {key: settings.digest_json(value)[:8] for key, value in asked.items()}
-    first, *others = map(json.loads, peers.gather(json.dumps(told)))
+    digests = {key: settings.digest_json(value)[:8] for key, value in asked.items()}
+    first, *others = map(json.loads, peers.gather(json.dumps(digests)))
     for process, other in enumerate(others, 1):
         difference = settings.first_difference(first, other)
         if difference is not None:
